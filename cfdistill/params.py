@@ -1,0 +1,175 @@
+"""The parameters of a study: one model, whose fields are the YAML keys and the notebooks' names.
+
+Defaults are the default study (`params/offline.yaml`), so a notebook opened by hand runs it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cfdistill.errors import ParamsError
+
+STAGES = ("data", "counterfactuals", "rationales", "training", "evaluation", "metrics")
+METHODS = ("ft", "ft-cot", "ft-cot-long", "cf-distill")
+DATASETS = (
+    "weasel-commonsense",
+    "weasel-qualitative",
+    "weasel-composition",
+    "weasel-science",
+    "csqa",
+)
+STUDENTS = ("smollm2-135m", "tiny-random")
+
+
+def _param(default: Any, stage: str | None, text: str, **limits: Any) -> Any:
+    """Declare a parameter; `stage` is the first stage whose result it changes (None: none)."""
+    return Field(default, description=text, json_schema_extra={"stage": stage}, **limits)
+
+
+class Params(BaseModel):
+    """Validated, immutable parameters of one study."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # the study
+    profile: str = _param("offline", None, "name of the folder under results_root")
+    train_dataset: str = _param("weasel-commonsense", "counterfactuals", "what the student is trained on")
+    test_datasets: list[str] = _param(
+        list(DATASETS[:4]), "metrics", "what it is tested on; others than train_dataset are OOD"
+    )
+    methods: list[str] = _param(["ft", "ft-cot", "cf-distill"], "metrics", "training methods to compare")
+    student: str = _param("smollm2-135m", "training", f"one of {', '.join(STUDENTS)}")
+    seed: int = _param(0, "training", "seed of training order and dropout", ge=0)
+    teacher: Literal["offline", "recorded", "live"] = _param(
+        "offline", "counterfactuals", "who answers the prompts: offline | recorded | live"
+    )
+    data_root: str = _param("data", None, "folder with the benchmarks' official release files")
+    run_root: str = _param("runs", None, "folder for stage directories; relative to the project")
+    results_root: str = _param("results", None, "folder for tables and figures")
+    # data
+    data_seed: int = _param(0, "data", "seed of the question sampler", ge=0)
+    train_scenes: int = _param(60, "data", "seen scenes used; 0 uses all", ge=0)
+    train_questions: int = _param(120, "data", "training questions", ge=1)
+    validation_questions: int = _param(60, "data", "validation questions", ge=1)
+    test_questions: int = _param(100, "data", "questions per test split at most", ge=1)
+    spurious_rate: float = _param(0.9, "data", "share of stereotype answers, 0 to 1", ge=0, le=1)
+    # teacher
+    teacher_model: str = _param("gpt-5.2", "counterfactuals", "model name sent to a live endpoint")
+    teacher_base_url: str = _param("", "counterfactuals", "endpoint; empty: OpenAI's own")
+    teacher_cache: str = _param("", None, "cache file; empty: run_root/teacher/cache.sqlite")
+    teacher_concurrency: int = _param(8, None, "requests under way at once", ge=1)
+    teacher_noise: float = _param(0.1, "counterfactuals", "offline teacher's error rate", ge=0, le=1)
+    # counterfactuals
+    counterfactuals_per_question: int = _param(1, "counterfactuals", "target answers per question", ge=1)
+    reasoning_paths: int = _param(5, "counterfactuals", "reasoning paths K per candidate", ge=1)
+    vote_threshold: int = _param(4, "counterfactuals", "paths that must reach the target", ge=1)
+    min_edit_ratio: float = _param(0.02, "counterfactuals", "smallest share of tokens changed", ge=0, le=1)
+    max_edit_ratio: float = _param(0.8, "counterfactuals", "largest share of tokens changed", ge=0, le=1)
+    # training
+    epochs: float = _param(4.0, "training", "passes over a method's own examples", gt=0)
+    batch_size: int = _param(8, "training", "examples per optimiser step", ge=1)
+    learning_rate: float = _param(5.0e-4, "training", "peak, after 10 % warm-up", gt=0)
+    frozen_layers: int = _param(15, "training", "lowest transformer layers left untouched", ge=0)
+    max_length: int = _param(384, "training", "longest example, in tokens", ge=16)
+    # evaluation
+    scorings: list[str] = _param(
+        ["direct"], "evaluation", "direct | elimination, for methods with rationales"
+    )
+    max_new_tokens: int = _param(96, "evaluation", "longest answer, in tokens", ge=1)
+    eval_batch_size: int = _param(64, None, "questions generated together", ge=1)
+    bootstrap_samples: int = _param(2000, "metrics", "resamples for intervals", ge=100)
+
+    @field_validator("test_datasets", "methods", "scorings", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        """Accept "a,b" beside ["a", "b"], which is what a command line can give."""
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name, values, known in (
+            ("train_dataset", [self.train_dataset], DATASETS),
+            ("test_datasets", self.test_datasets, DATASETS),
+            ("methods", self.methods, METHODS),
+            ("scorings", self.scorings, ("direct", "elimination")),
+            ("student", [self.student], STUDENTS),
+        ):
+            _check_list(name, values, known)
+        if self.vote_threshold > self.reasoning_paths:
+            raise ValueError(f"vote_threshold is above reasoning_paths ({self.reasoning_paths})")
+        if self.min_edit_ratio > self.max_edit_ratio:
+            raise ValueError(f"min_edit_ratio is above max_edit_ratio ({self.max_edit_ratio})")
+        return self
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], where: str = "parameters") -> Self:
+        """Validate a mapping of parameter names to values.
+
+        Raises:
+            ParamsError: one sentence naming every bad parameter.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ParamsError(f"{where}: {'; '.join(map(_sentence, error.errors()))}") from error
+
+    @classmethod
+    def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
+        """Collect the parameters among a notebook's `globals()`, declared or injected."""
+        return cls.build({k: namespace[k] for k in cls.model_fields if k in namespace}, "this notebook")
+
+    @classmethod
+    def from_yaml(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Read a YAML file of parameters and apply overrides.
+
+        Raises:
+            ParamsError: the file is missing, no YAML mapping, or holds a bad parameter.
+        """
+        return cls.build({**read_yaml(path), **(overrides or {})}, str(path))
+
+    def key(self, stage: str, **extra: str) -> dict[str, Any]:
+        """Return the parameters that can change the result of `stage`, and `extra`."""
+        reach = STAGES[: STAGES.index(stage) + 1]
+        return {name: getattr(self, name) for name, first in field_stages().items() if first in reach} | extra
+
+
+def field_stages() -> dict[str, str | None]:
+    """Return for every parameter the first stage whose result it changes."""
+    return {
+        name: field.json_schema_extra["stage"]  # type: ignore[index, misc]
+        for name, field in Params.model_fields.items()
+    }
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; raises ParamsError when there is none."""
+    if not path.is_file():
+        raise ParamsError(f"{path} does not exist; the profiles are in params/")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path} must hold `name: value` lines")
+    return values
+
+
+def _check_list(name: str, values: list[str], known: tuple[str, ...]) -> None:
+    unknown = [value for value in values if value not in known]
+    if unknown:
+        raise ValueError(f"{name}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{name}: needs at least one value, each once")
+
+
+def _sentence(error: Any) -> str:
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"unknown parameter {name}; known are {', '.join(Params.model_fields)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}, got {error['input']!r}" if name else message

@@ -1,0 +1,242 @@
+"""Stage directories: content-addressed, written aside, complete only when their manifest says so.
+
+A stage's result lives in `<run_root>/<stage>/<readable>-<hash8>/`, where the hash covers only the
+parameters that can change it. Work happens in `<that>.partial/`; the manifest is written last
+and the directory is then renamed, so a directory without the suffix is whole or damaged from outside.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cfdistill.errors import StageError
+from cfdistill.params import STAGES, Params
+from cfdistill.schema import R, Record, read_jsonl, write_jsonl
+
+NOTEBOOKS = {
+    "data": "01_data_preparation",
+    "counterfactuals": "02_counterfactual_generation",
+    "rationales": "03_rationale_generation",
+    "training": "04_training",
+    "evaluation": "05_evaluation",
+    "metrics": "05_evaluation",
+}
+FORMAT = 1  # raise when a stage's files change meaning, so that old directories are not reused
+PACKAGES = ("torch", "transformers", "openai", "datasets", "numpy", "pandas", "papermill")
+
+
+def project_root() -> Path:
+    """Return the checkout the package lives in, or the working directory if it is not in one."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def resolve(path: str) -> Path:
+    """Return an absolute path; relative ones start at the project root, not the working directory."""
+    return project_root() / Path(path).expanduser()
+
+
+@dataclass
+class Draft:
+    """A stage directory being written: files go into `path`, dropped items into `drops`."""
+
+    path: Path
+    drops: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, name: str, records: Iterable[Record]) -> int:
+        """Write records to the JSON Lines file `name` and return their number."""
+        return write_jsonl(self.path / name, records)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One result: its stage name, the parameters that determine it, and its directory."""
+
+    name: str
+    key: dict[str, Any]
+    path: Path
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest of a complete stage.
+
+        Raises:
+            StageError: the stage is not complete, or its manifest cannot be read.
+        """
+        try:
+            loaded: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+            return loaded
+        except FileNotFoundError as error:
+            raise StageError(f"{self.path} is not complete: it has no manifest.json") from error
+        except ValueError as error:
+            raise StageError(f"{self.path}/manifest.json is damaged; delete the directory") from error
+
+    def is_complete(self) -> bool:
+        """Tell whether the stage is there, checking every output's hash.
+
+        Raises:
+            StageError: the directory is there, but a file was changed or lost since.
+        """
+        if not self.path.is_dir():
+            return False
+        for name, facts in self.manifest()["outputs"].items():
+            file = self.path / name
+            if not file.is_file() or sha256(file) != facts["sha256"]:
+                raise StageError(f"{file} was changed or lost after the stage finished; delete {self.path}")
+        return True
+
+    def read(self, name: str, kind: type[R]) -> list[R]:
+        """Read one of the stage's JSON Lines files."""
+        return read_jsonl(self.path / name, kind)
+
+    @contextmanager
+    def draft(self, params: Params, inputs: Sequence[Stage] = (), *, resume: bool = False) -> Iterator[Draft]:
+        """Make the stage: yields a Draft, and completes it when the block ends without error.
+
+        Args:
+            params: recorded in the manifest.
+            inputs: the complete stages this one reads.
+            resume: keep what an interrupted attempt left in the partial directory.
+
+        Raises:
+            StageError: another process is making it, or the disk is full or read-only.
+        """
+        partial = self.path.with_name(self.path.name + ".partial")
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(partial.with_suffix(".lock"), timeout=0):
+                if not resume:
+                    shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(exist_ok=True)
+                draft, began = Draft(partial), time.time()
+                yield draft
+                _write_manifest(self, params, inputs, draft, began)
+                partial.rename(self.path)
+        except Timeout as error:
+            raise StageError(f"another process is making {self.path}; wait for it, then run again") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise
+            raise StageError(
+                f"cannot write {self.path}: {error.strerror}; make room or choose another run_root, then run "
+                "again (nothing half-written counts as complete)"
+            ) from error
+
+
+def stage(name: str, params: Params, **extra: str) -> Stage:
+    """Return the stage `name` for these parameters; `extra` tells its parts apart (method, dataset)."""
+    key = {"format": FORMAT, **params.key(name, **extra)}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+    readable = [extra.get("dataset", params.train_dataset)]
+    if "method" in extra:
+        readable = [params.train_dataset, extra["method"], params.student, f"seed{params.seed}"]
+        readable += [extra["dataset"]] if "dataset" in extra else []
+    return Stage(name, key, resolve(params.run_root) / name / f"{'-'.join(readable)}-{digest}")
+
+
+def require(wanted: Stage) -> Stage:
+    """Return a stage that must be there already.
+
+    Raises:
+        StageError: it is not; says which notebook makes it.
+    """
+    if not wanted.is_complete():
+        number = NOTEBOOKS[wanted.name][:2]
+        raise StageError(
+            f"stage {wanted.name} is missing ({wanted.path}); make it with "
+            f"`cfdistill run PARAMS.yaml --only {number}` or notebook {NOTEBOOKS[wanted.name]}"
+        )
+    return wanted
+
+
+def results_folder(params: Params) -> Path:
+    """Return `<results_root>/<profile>`, or `<profile>-<hash8>` when results differ from the profile's.
+
+    So a run with `-p seed 1` never overwrites the results of the profile it started from.
+    """
+    name, file = params.profile, project_root() / "params" / f"{params.profile}.yaml"
+    key = params.key(STAGES[-1])
+    if file.is_file() and Params.from_yaml(file).key(STAGES[-1]) != key:
+        name += f"-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]}"
+    return resolve(params.results_root) / name
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Return the commit of the code and whether the work tree differs from it (None: no git)."""
+    state: dict[str, Any] = {"commit": None, "dirty": None}
+    try:
+        for name, command in (("commit", ["rev-parse", "HEAD"]), ("dirty", ["status", "--porcelain"])):
+            done = subprocess.run(["git", *command], cwd=project_root(), capture_output=True, text=True)
+            if done.returncode == 0:
+                state[name] = done.stdout.strip() if name == "commit" else bool(done.stdout.strip())
+    except FileNotFoundError:  # no git on this machine
+        return state
+    return state
+
+
+def _write_manifest(made: Stage, params: Params, inputs: Sequence[Stage], draft: Draft, began: float) -> None:
+    files = sorted(p for p in draft.path.rglob("*") if p.is_file())
+    manifest = {
+        "status": "complete",
+        "stage": made.name,
+        "key": made.key,
+        "params": params.model_dump(),
+        "inputs": {
+            str(s.path.relative_to(s.path.parents[1])): sha256(s.path / "manifest.json") for s in inputs
+        },
+        "outputs": {str(p.relative_to(draft.path)): _facts(p) for p in files},
+        "drops": dict(sorted(draft.drops.items())),
+        "notes": draft.notes,
+        "git": git_state(),
+        "versions": versions(),
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+        "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - began, 1),
+    }
+    target = draft.path / "manifest.json"
+    with target.open("w", encoding="utf-8") as out:
+        json.dump(manifest, out, indent=1, ensure_ascii=False)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+    if path.suffix in (".jsonl", ".csv"):
+        with path.open("rb") as lines:
+            facts["rows"] = sum(1 for _ in lines) - (path.suffix == ".csv")
+    return facts

@@ -1,0 +1,29 @@
+"""Fixtures shared by all tests."""
+
+from pathlib import Path
+
+import pytest
+
+from cfdistill.params import Params
+
+
+@pytest.fixture
+def small_params(tmp_path: Path) -> Params:
+    """Return parameters of a study that takes seconds, with all folders under tmp_path."""
+    return Params(
+        profile="test",
+        student="tiny-random",
+        run_root=str(tmp_path / "runs"),
+        results_root=str(tmp_path / "results"),
+        train_scenes=6,
+        train_questions=12,
+        validation_questions=6,
+        test_questions=8,
+        test_datasets=["weasel-commonsense", "weasel-science"],
+        epochs=1.0,
+        batch_size=4,
+        max_length=1024,
+        frozen_layers=0,
+        max_new_tokens=8,
+        bootstrap_samples=100,
+    )
