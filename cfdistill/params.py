@@ -48,9 +48,10 @@ class Params(BaseModel):
     teacher: Literal["offline", "recorded", "live"] = _param(
         "offline", "counterfactuals", "who answers the prompts: offline | recorded | live"
     )
-    data_root: str = _param("data", None, "folder with the benchmarks' official release files")
+    data_root: str = _param("data", "data", "folder with the benchmarks' official release files")
     run_root: str = _param("runs", None, "folder for stage directories; relative to the project")
     results_root: str = _param("results", None, "folder for tables and figures")
+    gather: list[str] = _param([], None, "further results folders to draw with this one")
     # data
     data_seed: int = _param(0, "data", "seed of the question sampler", ge=0)
     train_scenes: int = _param(60, "data", "seen scenes used; 0 uses all", ge=0)
@@ -84,7 +85,7 @@ class Params(BaseModel):
     eval_batch_size: int = _param(64, None, "questions generated together", ge=1)
     bootstrap_samples: int = _param(2000, "metrics", "resamples for intervals", ge=100)
 
-    @field_validator("test_datasets", "methods", "scorings", mode="before")
+    @field_validator("test_datasets", "methods", "scorings", "gather", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         """Accept "a,b" beside ["a", "b"], which is what a command line can give."""

@@ -120,24 +120,32 @@ class Stage:
         """
         partial = self.path.with_name(self.path.name + ".partial")
         try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(partial.with_suffix(".lock"), timeout=0):
-                if not resume:
-                    shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(exist_ok=True)
-                draft, began = Draft(partial), time.time()
-                yield draft
-                _write_manifest(self, params, inputs, draft, began)
-                partial.rename(self.path)
+            with writing(self.path):
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(partial.with_suffix(".lock"), timeout=0):
+                    if not resume:
+                        shutil.rmtree(partial, ignore_errors=True)
+                    partial.mkdir(exist_ok=True)
+                    draft, began = Draft(partial), time.time()
+                    yield draft
+                    _write_manifest(self, params, inputs, draft, began)
+                    partial.rename(self.path)
         except Timeout as error:
             raise StageError(f"another process is making {self.path}; wait for it, then run again") from error
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                raise
-            raise StageError(
-                f"cannot write {self.path}: {error.strerror}; make room or choose another run_root, then run "
-                "again (nothing half-written counts as complete)"
-            ) from error
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into one sentence that names what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise StageError(
+            f"cannot write {target}: {error.strerror}; make room or choose another folder, then run again "
+            "(nothing half-written counts as complete)"
+        ) from error
 
 
 def stage(name: str, params: Params, **extra: str) -> Stage:

@@ -105,5 +105,5 @@ def test_changed_parameters_get_their_own_results_folder(tmp_path):
     assert runs.results_folder(default) == tmp_path / "offline"
     other = default.model_copy(update={"seed": 1})
     assert runs.results_folder(other).name.startswith("offline-")
-    moved = default.model_copy(update={"run_root": "elsewhere", "data_root": "x"})
+    moved = default.model_copy(update={"run_root": "elsewhere", "teacher_concurrency": 2})
     assert runs.results_folder(moved) == tmp_path / "offline"

@@ -1,5 +1,6 @@
 """The testbed keeps its promises: which text, which answers, in which split."""
 
+import math
 import re
 from collections import Counter
 
@@ -124,3 +125,10 @@ def test_slot_at_the_start_of_a_sentence_gets_a_capital():
 def test_unknown_split_is_one_sentence():
     with pytest.raises(DataError, match="has no split 'tset'; it has train"):
         data.load("weasel-science", "tset", Params())
+
+
+def test_the_bank_knows_which_words_make_an_option_right():
+    scene = weasel.load_scenes("science")[0]
+    assert weasel.makes_right(f"{scene.id}.f0.v0.c0", scene.options[1], scene.cues[1][0].capitalize()) == 1.0
+    assert weasel.makes_right(f"{scene.id}.f0.v0.c0", scene.options[1], scene.cues[0][0]) == 0.0
+    assert math.isnan(weasel.makes_right("csqa-row", "barn", "a hen"))

@@ -47,9 +47,7 @@ def test_splits(name: str, params: Params) -> tuple[str, ...]:
 
 def stage(name: str, params: Params) -> runs.Stage:
     """Return the stage directory of one data set."""
-    # What a testbed holds depends on parameters alone; a benchmark also on where its files are.
-    root = "" if name.startswith("weasel") else str(runs.resolve(params.data_root))
-    return runs.stage("data", params, dataset=name, root=root)
+    return runs.stage("data", params, dataset=name)
 
 
 def build(name: str, params: Params) -> runs.Stage:
@@ -66,3 +64,9 @@ def build(name: str, params: Params) -> runs.Stage:
 def questions(name: str, split: str, params: Params) -> list[Question]:
     """Read one split from the finished stage `data`."""
     return runs.require(stage(name, params)).read(f"questions.{split}.jsonl", Question)
+
+
+def chance(name: str, params: Params) -> float:
+    """Return the accuracy of guessing on the last test split of a data set, as a share."""
+    tested = questions(name, test_splits(name, params)[-1], params)
+    return sum(1 / len(question.options) for question in tested) / len(tested)

@@ -53,6 +53,19 @@ class Scene:
         return sorted(variants[: (len(variants) + 1) // 2])
 
 
+def makes_right(question_id: str, option: str, words: str) -> float:
+    """Tell by the scene bank whether words put into a question's slot make an option right.
+
+    Returns:
+        1.0 if they are one of the option's cues, 0.0 if not, NaN if the question is no testbed's.
+    """
+    scenes = {s.id: s for format in FORMATS for s in load_scenes(format)}
+    scene = scenes.get(question_id.partition(".")[0])
+    if scene is None:
+        return float("nan")
+    return float(words.lower() in (cue.lower() for cue in scene.cues[scene.options.index(option)]))
+
+
 def fill_slot(text: str, slot: str, words: str) -> str:
     """Put words into a slot, with a capital where the slot opens a sentence."""
     before = text.partition(slot)[0].rstrip()

@@ -1,0 +1,300 @@
+"""Counterfactual questions (paper, Figs. 3 and 4): mask → fill → check → vote.
+
+A `Candidate` goes through the steps one after the other. Every step takes a list and returns a list of
+the same length; a candidate that fails one carries the reason and is left alone from then on. What
+is left at the end is kept, and every candidate has a row in the funnel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from cfdistill import data, runs
+from cfdistill.data.weasel import fill_slot
+from cfdistill.errors import TeacherError
+from cfdistill.params import Params
+from cfdistill.schema import Counterfactual, Question, read_answer
+from cfdistill.teacher import Teacher
+from cfdistill.teacher.answers import ask_twice, read_strings
+from cfdistill.teacher.prompts import render
+
+MASK = "[MASK]"
+FUNNEL_COLUMNS = (
+    "question_id",
+    "target",
+    "target_index",
+    "masked_span",
+    "masked_stem",
+    "fill",
+    "stem",
+    "votes",
+    "paths",
+    "edit_ratio",
+    "verdict",
+    "reason",
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A counterfactual in the making: the original, the new answer, and what the steps found."""
+
+    original: Question
+    target: int  # index of the option that shall become right
+    spans: tuple[str, ...] = ()  # causal words, in order of appearance
+    masked_stem: str = ""
+    fills: tuple[str, ...] = ()
+    stem: str = ""  # the rewritten question
+    edit_ratio: float = 0.0  # share of words changed, 0 to 1
+    votes: int = 0
+    paths: int = 0
+    reason: str = ""  # why it was dropped; empty while it is in the race
+
+    def question(self) -> Question:
+        """Return the counterfactual as a question; its options stand in the original's order."""
+        subset = "reachable" if self.target in self.original.targets else ""
+        return replace(
+            self.original,
+            id=f"{self.original.id}.cf{self.target}",
+            stem=self.stem,
+            answer=self.target,
+            targets=tuple(t for t in self.original.targets if t != self.target),
+            cue=" … ".join(self.fills),
+            subset="stereotype" if self.target == self.original.stereotype else subset,
+        )
+
+    def counterfactual(self) -> Counterfactual:
+        """Return the record that training reads."""
+        return Counterfactual(
+            self.question(), self.original.id, self.masked_stem, self.votes, self.paths, self.edit_ratio
+        )
+
+    def row(self) -> dict[str, Any]:
+        """Return the candidate's row of the funnel, keyed by FUNNEL_COLUMNS."""
+        values = asdict(self) | {
+            "question_id": self.original.id,
+            "target": self.original.options[self.target],
+            "target_index": self.target,
+            "masked_span": " | ".join(self.spans),
+            "fill": " | ".join(self.fills),
+            "verdict": "dropped" if self.reason else "kept",
+        }
+        return {column: values[column] for column in FUNNEL_COLUMNS}
+
+
+def propose(questions: Iterable[Question], per_question: int) -> list[Candidate]:
+    """Choose the target answers: those a scene has used least come first, so that all get their turn.
+
+    Allowed are `question.targets`, or every wrong option when there are none. Ties are broken by a
+    hash, which favours no position and no wording.
+    """
+    used: Counter[tuple[str, str]] = Counter()
+    candidates: list[Candidate] = []
+    for question in questions:
+        scene = question.scene or question.id
+        options = question.options
+        pool = list(question.targets) or [i for i in range(len(options)) if i != question.answer]
+        pool.sort(key=lambda i: (used[scene, options[i]], _hash(f"{scene}/{options[i]}")))
+        for target in pool[:per_question]:
+            used[scene, options[target]] += 1
+            candidates.append(Candidate(question, target))
+    return candidates
+
+
+def mask(candidates: Sequence[Candidate], teacher: Teacher) -> list[Candidate]:
+    """Let the teacher name each original's causal words, and mask them (paper, Fig. 3)."""
+    live = _live(candidates)
+    prompts = [render("mask", c.original.stem, c.original.options, c.original.answer) for c in live]
+    replies = ask_twice(teacher, prompts, [partial(_read_mask, c.original.stem) for c in live])
+    masked = [
+        replace(c, reason=f"mask: {reply.reason}")
+        if reply.value is None
+        else replace(c, spans=reply.value, masked_stem=mask_spans(c.original.stem, reply.value))
+        for c, reply in zip(live, replies, strict=True)
+    ]
+    return _merge(candidates, masked)
+
+
+def mask_spans(stem: str, spans: Sequence[str]) -> str:
+    """Replace each span, a run of whole words, by `[MASK]`.
+
+    Raises:
+        ValueError: a span does not stand in the question, or nothing of the question is left.
+    """
+    for span in spans:
+        found = re.search(rf"(?<![\w\[]){re.escape(span)}(?![\w\]])", stem, re.IGNORECASE)
+        if not found:
+            raise ValueError("span is not in the question")
+        stem = f"{stem[: found.start()]}{MASK}{stem[found.end() :]}"
+    if not words(stem.replace(MASK, "")):
+        raise ValueError("nothing of the question is left")
+    return stem
+
+
+def fill(candidates: Sequence[Candidate], teacher: Teacher) -> list[Candidate]:
+    """Let the teacher fill each masked question so that the target becomes right (paper, Fig. 4)."""
+    live = _live(candidates)
+    prompts = [render("fill", c.masked_stem, c.original.options, c.target) for c in live]
+    replies = ask_twice(teacher, prompts, [partial(_read_fills, c.masked_stem) for c in live])
+    filled = [
+        replace(c, reason=f"fill: {reply.reason}")
+        if reply.value is None
+        else replace(c, fills=reply.value, stem=fill_masks(c.masked_stem, reply.value))
+        for c, reply in zip(live, replies, strict=True)
+    ]
+    return _merge(candidates, filled)
+
+
+def fill_masks(masked_stem: str, fills: Sequence[str]) -> str:
+    """Put the fills into the masks, in order, with a capital where a mask opens a sentence."""
+    for words_ in fills:
+        masked_stem = fill_slot(masked_stem, MASK, words_)
+    return masked_stem
+
+
+def check(
+    candidates: Sequence[Candidate],
+    params: Params,
+    training: Iterable[Question],
+    held_out: Iterable[Question],
+) -> list[Candidate]:
+    """Drop what can be seen to be unfit without asking the teacher (our choice of checks).
+
+    Args:
+        candidates: filled ones.
+        params: bounds of the edit ratio.
+        training: the originals; a counterfactual must not repeat one.
+        held_out: validation and test questions; none of them may enter the training data.
+    """
+    taken = {normalize(question.stem) for question in training}
+    forbidden = {normalize(question.stem) for question in held_out}
+    checked: list[Candidate] = []
+    for c in _live(candidates):
+        c = replace(c, edit_ratio=edit_ratio(c.original.stem, c.stem))
+        stem = normalize(c.stem)
+        if leaks(c):
+            c = replace(c, reason="answer leaked")
+        elif c.edit_ratio < params.min_edit_ratio:
+            c = replace(c, reason="unchanged")
+        elif c.edit_ratio > params.max_edit_ratio:
+            c = replace(c, reason="changed too much")
+        elif stem in forbidden:
+            c = replace(c, reason="held-out question")
+        elif stem in taken:
+            c = replace(c, reason="duplicate")
+        else:
+            taken.add(stem)
+        checked.append(c)
+    return _merge(candidates, checked)
+
+
+def vote(candidates: Sequence[Candidate], teacher: Teacher, params: Params) -> list[Candidate]:
+    """Keep the candidates whose reasoning paths agree on the target (the paper's consistency filter).
+
+    The teacher answers each question `reasoning_paths` times without being told the target; at least
+    `vote_threshold` answers must be the target. Numbers are our choice.
+    """
+    live, paths = _live(candidates), params.reasoning_paths
+    prompts = [
+        render("reason", c.stem, c.original.options, sample=sample) for c in live for sample in range(paths)
+    ]
+    answers = teacher.ask(prompts)
+    voted: list[Candidate] = []
+    for i, c in enumerate(live):
+        texts = answers[i * paths : (i + 1) * paths]
+        votes = sum(read_answer(text, c.original.options) == c.target for text in texts)
+        reason = "" if votes >= params.vote_threshold else "too few votes"
+        voted.append(replace(c, votes=votes, paths=paths, reason=reason))
+    return _merge(candidates, voted)
+
+
+def words(text: str) -> list[str]:
+    """Return the lower-case words of a text, without punctuation."""
+    return re.findall(r"[\w']+", text.lower())
+
+
+def normalize(text: str) -> str:
+    """Return the form in which two questions count as the same: words only, lower case."""
+    return " ".join(words(text))
+
+
+def edit_ratio(before: str, after: str) -> float:
+    """Return the word-level Levenshtein distance over the longer text's number of words, 0 to 1."""
+    from rapidfuzz.distance import Levenshtein
+
+    return round(float(Levenshtein.normalized_distance(words(before), words(after))), 4)
+
+
+def leaks(candidate: Candidate) -> bool:
+    """Tell whether the rewritten question names the target answer more often than the original did."""
+    target = f" {normalize(candidate.original.options[candidate.target])} "
+    before, after = (f" {normalize(stem)} " for stem in (candidate.original.stem, candidate.stem))
+    return after.count(target) > before.count(target)
+
+
+def build(params: Params) -> runs.Stage:
+    """Reuse or make the stage `counterfactuals`.
+
+    Makes `counterfactuals.train.jsonl` (what is kept) and `funnel.csv` (one row per candidate).
+
+    Raises:
+        StageError: the questions of `train_dataset` are not there yet.
+        TeacherError: the teacher cannot answer, or nothing passed the filter.
+    """
+    import pandas as pd
+
+    made = runs.stage("counterfactuals", params)
+    if made.is_complete():
+        return made
+    name, source = params.train_dataset, runs.require(data.stage(params.train_dataset, params))
+    originals = data.questions(name, "train", params)
+    held_out = [
+        question
+        for split in ("validation", *data.test_splits(name, params))
+        for question in data.questions(name, split, params)
+    ]
+    with Teacher(params) as teacher, made.draft(params, inputs=[source]) as draft:
+        candidates = propose(originals, params.counterfactuals_per_question)
+        candidates = fill(mask(candidates, teacher), teacher)
+        candidates = vote(check(candidates, params, originals, held_out), teacher, params)
+        draft.drops.update(c.reason for c in candidates if c.reason)
+        draft.notes["teacher"] = teacher.summary()
+        if not _live(candidates):
+            raise TeacherError(f"no counterfactual passed the filter; dropped: {dict(draft.drops)}")
+        draft.write("counterfactuals.train.jsonl", [c.counterfactual() for c in _live(candidates)])
+        funnel = pd.DataFrame([c.row() for c in candidates], columns=FUNNEL_COLUMNS)
+        funnel.to_csv(draft.path / "funnel.csv", index=False)
+    return made
+
+
+def _read_mask(stem: str, text: str) -> tuple[str, ...]:
+    spans = sorted(read_strings(text, "spans"), key=lambda span: stem.lower().find(span.lower()))
+    mask_spans(stem, spans)  # raises when they do not fit
+    return tuple(spans)
+
+
+def _read_fills(masked_stem: str, text: str) -> tuple[str, ...]:
+    fills = read_strings(text, "fills")
+    if len(fills) != masked_stem.count(MASK) or any(MASK in words_ for words_ in fills):
+        raise ValueError("not one text per mask")
+    return fills
+
+
+def _live(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return [c for c in candidates if not c.reason]
+
+
+def _merge(candidates: Iterable[Candidate], stepped: Iterable[Candidate]) -> list[Candidate]:
+    """Put the live candidates, after a step, back to where they were."""
+    moved = iter(stepped)
+    return [c if c.reason else next(moved) for c in candidates]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

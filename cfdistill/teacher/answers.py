@@ -1,0 +1,72 @@
+"""Reading the teacher's answers: nothing is taken on trust, and a malformed one is asked again once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from cfdistill.teacher.client import Teacher
+from cfdistill.teacher.prompts import Prompt
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reply(Generic[T]):
+    """What was read from the answer to one prompt; `value` is None when nothing could be."""
+
+    value: T | None
+    attempts: int
+    reason: str = ""  # why the last attempt could not be read
+
+
+def ask_twice(
+    teacher: Teacher, prompts: Sequence[Prompt], readers: Sequence[Callable[[str], T]]
+) -> list[Reply[T]]:
+    """Ask all prompts, and those whose answer cannot be read once more, as a new sample.
+
+    Args:
+        teacher: who is asked.
+        prompts: what is asked.
+        readers: one per prompt; returns what the answer says or raises ValueError with the reason.
+
+    Returns:
+        One reply per prompt, in order.
+    """
+    replies = [
+        _read(reader, text, attempts=1) for reader, text in zip(readers, teacher.ask(prompts), strict=True)
+    ]
+    again = [i for i, reply in enumerate(replies) if reply.value is None]
+    texts = teacher.ask([replace(prompts[i], sample=prompts[i].sample + 1) for i in again])
+    for i, text in zip(again, texts, strict=True):
+        replies[i] = _read(readers[i], text, attempts=2)
+    return replies
+
+
+def read_strings(text: str, name: str) -> tuple[str, ...]:
+    """Return the non-empty list of non-empty strings under `name` in the JSON object of an answer.
+
+    Words around the object, such as a code fence, are ignored; line breaks become spaces.
+
+    Raises:
+        ValueError: there is no such list.
+    """
+    try:
+        values = json.loads(text[text.find("{") : text.rfind("}") + 1])[name]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError("no JSON of the form asked for") from error
+    if not isinstance(values, list) or not values:
+        raise ValueError("no JSON of the form asked for")
+    strings = tuple(" ".join(value.split()) if isinstance(value, str) else "" for value in values)
+    if not all(strings):
+        raise ValueError("no JSON of the form asked for")
+    return strings
+
+
+def _read(reader: Callable[[str], T], text: str, attempts: int) -> Reply[T]:
+    try:
+        return Reply(reader(text), attempts)
+    except ValueError as error:
+        return Reply(None, attempts, str(error))

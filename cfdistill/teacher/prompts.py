@@ -1,0 +1,70 @@
+"""The five prompts to the teacher, kept as versioned text files in `prompts/`.
+
+Tasks: `mask` (which words decide the answer), `fill` (new words for a new answer), `reason` (one
+reasoning path), `positive` and `negative` (the two views). Wordings and examples are our choice; the
+paper's own prompts are not public. A changed wording is a new file with the next version, so that
+cached answers to the old one stay valid.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from string import Template
+
+from cfdistill.schema import options_text
+
+TASKS = ("mask", "fill", "reason", "positive", "negative")
+VERSION = "v1"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request to the teacher, before it is addressed to a model.
+
+    `sample` tells apart several answers wanted to the same words: reasoning paths, second attempts.
+    """
+
+    task: str
+    messages: tuple[tuple[str, str], ...]  # (role, content) pairs
+    sample: int = 0
+    version: str = VERSION
+
+    @property
+    def temperature(self) -> float:
+        """Sampling temperature: 0, but 0.7 where different answers are wanted (our choice)."""
+        return 0.7 if self.task == "reason" or self.sample else 0.0
+
+    @property
+    def question(self) -> str:
+        """The last user message: what is asked, without instructions and examples."""
+        return self.messages[-1][1]
+
+
+@cache
+def load(task: str) -> tuple[tuple[str, str], ...]:
+    """Return the (role, text) sections of a prompt file: system, examples, user template."""
+    text = files("cfdistill.teacher").joinpath(f"prompts/{task}.{VERSION}.txt").read_text(encoding="utf-8")
+    sections = re.split(r"^### (system|user|assistant)\n", text, flags=re.MULTILINE)[1:]
+    return tuple((role, body.strip()) for role, body in zip(sections[::2], sections[1::2], strict=True))
+
+
+def render(
+    task: str, stem: str, options: Sequence[str], answer: int | None = None, sample: int = 0
+) -> Prompt:
+    """Fill in a prompt.
+
+    Args:
+        task: one of TASKS.
+        stem: the question; for `fill`, the masked question.
+        options: its options, in the order shown.
+        answer: index of the answer the teacher is told; `reason` is told none.
+        sample: which of several answers is wanted.
+    """
+    *shown, (role, template) = load(task)
+    told = "" if answer is None else options[answer]
+    asked = Template(template).substitute(stem=stem, options=options_text(options), answer=told)
+    return Prompt(task, (*shown, (role, asked)), sample)

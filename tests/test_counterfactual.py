@@ -1,0 +1,277 @@
+"""Counterfactuals: targets, masks, fills, checks, votes, and the stage."""
+
+import csv
+import json
+from collections import Counter
+from typing import Any
+
+import httpx2
+import pytest
+
+from cfdistill import counterfactual, data
+from cfdistill.counterfactual import Candidate
+from cfdistill.data.weasel import Scene, load_scenes
+from cfdistill.errors import StageError, TeacherError
+from cfdistill.params import Params
+from cfdistill.schema import Counterfactual, Question
+from cfdistill.teacher import Teacher
+
+LAMP = Question("q1", "toy", "train", "Eli needs a lamp to read. What is it?", ("day", "night", "noon"), 1)
+
+
+def scenes(format: str = "commonsense") -> dict[str, Scene]:
+    return {scene.id: scene for scene in load_scenes(format)}
+
+
+def truth(question: Question, format: str = "commonsense") -> int:
+    """Return the option that the scene bank says is right."""
+    scene = scenes(format)[question.scene]
+    for frame in range(3):
+        for variant, cues in enumerate(scene.cues):
+            for cue in range(len(cues)):
+                if scene.stem(frame, variant, cue) == question.stem:
+                    return question.options.index(scene.options[variant])
+    raise AssertionError(f"not in the scene bank: {question.stem}")
+
+
+def built(params: Params) -> tuple[list[Counterfactual], list[dict[str, str]], dict[str, Any]]:
+    data.build(params.train_dataset, params)
+    stage = counterfactual.build(params)
+    with (stage.path / "funnel.csv").open(encoding="utf-8") as file:
+        return (
+            stage.read("counterfactuals.train.jsonl", Counterfactual),
+            list(csv.DictReader(file)),
+            stage.manifest(),
+        )
+
+
+def larger(params: Params, noise: float, **more: Any) -> Params:
+    return params.model_copy(
+        update={"train_scenes": 40, "train_questions": 80, "teacher_noise": noise, **more}
+    )
+
+
+def filled(stem: str, target: int = 0, original: Question = LAMP) -> Candidate:
+    return Candidate(original, target, stem=stem)
+
+
+# targets
+
+
+def test_targets_rotate_within_a_scene_and_never_are_held_out(small_params: Params) -> None:
+    questions = data.load("weasel-commonsense", "train", larger(small_params, 0.0, train_questions=160))
+    candidates = counterfactual.propose(questions, per_question=1)
+    used: dict[str, Counter[str]] = {}
+    for c in candidates:
+        scene = scenes()[c.original.scene]
+        variant = scene.options.index(c.original.options[c.target])
+        assert variant in scene.reachable()
+        assert c.target != c.original.answer
+        if c.original.subset == "stereotype":
+            used.setdefault(scene.id, Counter())[c.original.options[c.target]] += 1
+    several = [counts for counts in used.values() if counts.total() >= 4]
+    assert several
+    assert all(len(counts) == 2 for counts in several)  # both reachable answers get their turn
+
+
+def test_real_questions_may_turn_to_any_wrong_option() -> None:
+    (first,) = counterfactual.propose([LAMP], per_question=1)
+    assert first.target in (0, 2)
+    assert {c.target for c in counterfactual.propose([LAMP], per_question=5)} == {0, 2}
+
+
+def test_a_counterfactual_question_keeps_what_is_known_of_its_original(small_params: Params) -> None:
+    original = data.load("weasel-commonsense", "train", small_params)[0]
+    target = original.targets[0]
+    question = Candidate(original, target, fills=("at sea",), stem="New?").question()
+    assert question.id == f"{original.id}.cf{target}"
+    assert (question.options, question.scene, question.split) == (original.options, original.scene, "train")
+    assert (question.answer, question.cue, question.subset) == (target, "at sea", "reachable")
+    assert target not in question.targets
+    assert Candidate(LAMP, 0, stem="New?").question().subset == ""
+
+
+# masks and fills
+
+
+def test_masked_spans_are_whole_words_of_the_question() -> None:
+    assert counterfactual.mask_spans("Ham for the hamster?", ["hamster"]) == "Ham for the [MASK]?"
+    assert (
+        counterfactual.mask_spans("A big mask, a red hat.", ["A big", "mask"]) == "[MASK] [MASK], a red hat."
+    )
+    with pytest.raises(ValueError, match="not in the question"):
+        counterfactual.mask_spans("Ham for the hamster?", ["hams"])
+    with pytest.raises(ValueError, match="nothing of the question is left"):
+        counterfactual.mask_spans("Why, then?", ["Why, then"])
+
+
+def test_fills_go_into_their_masks_in_order() -> None:
+    text = counterfactual.fill_masks("[MASK] ran to [MASK]?", ["the cat", "a tree"])
+    assert text == "The cat ran to a tree?"
+
+
+def scripted(answers: dict[tuple[str, int], str]) -> Any:
+    """Return a handler that answers by (task, sample); tasks are told apart by what they ask for."""
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        body = json.loads(request.content)
+        system = body["messages"][0]["content"]
+        task = "mask" if '"spans"' in system else "fill" if '"fills"' in system else "reason"
+        message = {"role": "assistant", "content": answers[task, body["seed"]]}
+        return httpx2.Response(200, json={"model": "m", "choices": [{"message": message}]})
+
+    return handler
+
+
+@pytest.fixture
+def live(small_params: Params, monkeypatch: pytest.MonkeyPatch) -> Params:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    return small_params.model_copy(update={"teacher": "live"})
+
+
+def test_malformed_answers_are_asked_again_once_and_then_dropped(live: Params) -> None:
+    handler = scripted(
+        {
+            ("mask", 0): '{"spans": ["a torch"]}',  # not in the question
+            ("mask", 1): 'Of course: {"spans": ["to read", "a lamp"]}',
+            ("fill", 0): '{"fills": ["one only"]}',
+            ("fill", 1): "I cannot.",
+        }
+    )
+    with Teacher(live, handler=handler) as teacher:
+        (masked,) = counterfactual.mask([Candidate(LAMP, 0)], teacher)
+        assert masked.masked_stem == "Eli needs [MASK] [MASK]. What is it?"
+        assert masked.spans == ("a lamp", "to read")  # in order of appearance
+        (dropped,) = counterfactual.fill([masked], teacher)
+        assert dropped.reason == "fill: no JSON of the form asked for"
+        assert teacher.usage.requests == 4
+        later = counterfactual.vote(counterfactual.check([dropped], live, [], []), teacher, live)
+        assert later == [dropped]  # nothing more is paid for it
+        assert teacher.usage.requests == 4
+
+
+def test_votes_count_paths_that_reach_the_target(live: Params) -> None:
+    params = live.model_copy(update={"reasoning_paths": 3, "vote_threshold": 2})
+    ends = ["So the answer is day.", "Hard to say.", "So the answer is day.", "So the answer is night."]
+    candidate = filled("Eli needs a hat to read. What is it?")
+    for texts, votes, reason in ((ends[:3], 2, ""), (ends[1:], 1, "too few votes")):
+        handler = scripted({("reason", i): text for i, text in enumerate(texts)})
+        fresh = params.model_copy(update={"teacher_cache": f"{params.run_root}/{votes}.sqlite"})
+        with Teacher(fresh, handler=handler) as teacher:
+            (voted,) = counterfactual.vote([candidate], teacher, fresh)
+        assert (voted.votes, voted.paths, voted.reason) == (votes, 3, reason)
+
+
+# checks
+
+
+@pytest.mark.parametrize(
+    ("stem", "reason"),
+    [
+        ("Eli needs a hat to read. What is it?", ""),
+        ("Eli needs a day to read. What is it?", "answer leaked"),
+        ("Eli needs a Day, to read. What is it?", "answer leaked"),
+        ("Eli needs a birthday to read. What is it?", ""),
+        (LAMP.stem.upper(), "unchanged"),
+        ("Something else entirely was said by them yesterday, was it not?", "changed too much"),
+        ("Eli needs a map to read. What is it?", "duplicate"),
+        ("Eli needs a chair to read. What is it?", "held-out question"),
+    ],
+)
+def test_checks_name_what_is_wrong(small_params: Params, stem: str, reason: str) -> None:
+    training = [LAMP, Question("t", "toy", "train", "Eli needs a map to read; what is it", ("a", "b"), 0)]
+    held_out = [Question("u", "toy", "id", "ELI needs a chair to read... What is it?", ("a", "b"), 0)]
+    (checked,) = counterfactual.check([filled(stem)], small_params, training, held_out)
+    assert checked.reason == reason
+
+
+def test_an_answer_the_original_names_is_no_leak(small_params: Params) -> None:
+    original = Question("q", "toy", "train", "By day Eli needs a lamp. What is it?", ("day", "night"), 1)
+    same, more = (
+        filled(stem, original=original)
+        for stem in ("By day Eli needs a hat. What is it?", "By day Eli needs a day. What is it?")
+    )
+    assert [c.reason for c in counterfactual.check([same, more], small_params, [], [])] == [
+        "",
+        "answer leaked",
+    ]
+
+
+def test_the_second_of_two_equal_counterfactuals_is_a_duplicate(small_params: Params) -> None:
+    twins = [filled("Eli needs a hat to read. What is it?")] * 2
+    checked = counterfactual.check(twins, small_params, [LAMP], [])
+    assert [c.reason for c in checked] == ["", "duplicate"]
+
+
+def test_edit_ratio_counts_words() -> None:
+    assert counterfactual.edit_ratio("a b c d", "A, b c d!") == 0.0
+    assert counterfactual.edit_ratio("a b c d", "a x c d") == 0.25
+
+
+# the stage
+
+
+def test_a_perfect_teacher_loses_candidates_to_checks_only(small_params: Params) -> None:
+    params = larger(small_params, noise=0.0)
+    kept, rows, manifest = built(params)
+    assert list(rows[0]) == list(counterfactual.FUNNEL_COLUMNS)
+    assert len(rows) == 80
+    assert set(manifest["drops"]) <= {"duplicate", "held-out question"}
+    assert manifest["drops"] == dict(Counter(row["reason"] for row in rows if row["reason"]))
+    assert len(kept) == sum(row["verdict"] == "kept" for row in rows) == 80 - sum(manifest["drops"].values())
+    for c in kept:
+        assert c.votes == c.paths == params.reasoning_paths
+        assert truth(c.question) == c.question.answer
+        assert "[MASK]" in c.masked_stem
+        assert params.min_edit_ratio <= c.edit_ratio <= params.max_edit_ratio
+
+
+def test_the_filter_removes_a_noisy_teachers_wrong_fills(small_params: Params) -> None:
+    params = larger(small_params, noise=0.5, reasoning_paths=7, vote_threshold=4)
+    kept, rows, _ = built(params)
+    voted = [row for row in rows if int(row["paths"])]
+    questions = {q.id: q for q in data.questions(params.train_dataset, "train", params)}
+    right = [
+        truth(replace_stem(questions[row["question_id"]], row["stem"])) == int(row["target_index"])
+        for row in voted
+    ]
+    assert 0.3 < sum(right) / len(right) < 0.7  # before the votes, about half are wrong
+    assert len(kept) >= 10
+    assert all(c.votes >= params.vote_threshold for c in kept)
+    assert sum(truth(c.question) == c.question.answer for c in kept) / len(kept) > 0.9
+
+
+def replace_stem(question: Question, stem: str) -> Question:
+    return Question.from_json(question.to_json() | {"stem": stem})
+
+
+@pytest.mark.parametrize("format", ["qualitative", "composition", "science"])
+def test_other_formats_build_and_train_on_no_held_out_question(small_params: Params, format: str) -> None:
+    params = small_params.model_copy(update={"train_dataset": f"weasel-{format}"})
+    kept, rows, _ = built(params)
+    assert kept
+    assert len(rows) == params.train_questions
+    seen = {counterfactual.normalize(c.question.stem) for c in kept}
+    for split in ("validation", "id", "shift", "new"):
+        stems = {
+            counterfactual.normalize(q.stem) for q in data.questions(params.train_dataset, split, params)
+        }
+        assert not seen & stems
+
+
+def test_the_stage_is_reused_and_deterministic(small_params: Params) -> None:
+    kept, rows, manifest = built(small_params)
+    assert manifest["notes"]["teacher"]["requests"] > 0
+    stage = counterfactual.build(small_params)
+    assert stage.manifest() == manifest
+    other = small_params.model_copy(update={"run_root": f"{small_params.run_root}-2"})
+    assert built(other)[:2] == (kept, rows)
+
+
+def test_the_stage_needs_questions_and_a_result(small_params: Params) -> None:
+    with pytest.raises(StageError, match="stage data is missing"):
+        counterfactual.build(small_params)
+    strict = small_params.model_copy(update={"min_edit_ratio": 0.99, "max_edit_ratio": 1.0})
+    data.build(strict.train_dataset, strict)
+    with pytest.raises(TeacherError, match=r"no counterfactual passed the filter; dropped: .*unchanged"):
+        counterfactual.build(strict)
