@@ -1,0 +1,171 @@
+"""From text to tensors: tokens, which of them the loss is taken on, and packed batches.
+
+Examples of one question share its text. They are packed into one sequence: the shared tokens once,
+then one *branch* per example, which sees the shared tokens and itself but no other branch. Branch
+positions all start where the shared tokens end, so every token gets exactly what it would get in a
+sequence of its own; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cfdistill.errors import TrainingError
+from cfdistill.schema import Example
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100  # label of a token that the loss leaves out
+PADDING = -1  # branch of a padding token
+
+Batch = dict[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The token ids of one prompt and of what is to follow it."""
+
+    prompt: list[int]
+    target: list[int]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One sequence of shared tokens (branch 0) and branches (1, 2, …), one entry per token."""
+
+    input_ids: list[int]
+    position_ids: list[int]
+    branches: list[int]
+    labels: list[int]  # the token itself if the loss is taken on it, else IGNORED
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self.input_ids)
+
+
+def tokenize(text: str, tokenizer: Any) -> list[int]:
+    """Return the token ids of `text`, without special tokens added around it."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def encode(example: Example, tokenizer: Any) -> Pair:
+    """Tokenize prompt and target apart; the target ends with the end-of-sequence token."""
+    target = [*tokenize(example.target, tokenizer), tokenizer.eos_token_id]
+    return Pair(tokenize(example.prompt, tokenizer), target)
+
+
+def check_lengths(pairs: Sequence[Pair], max_length: int) -> None:
+    """Make sure that no example would have to be cut.
+
+    Raises:
+        TrainingError: some are longer than `max_length` tokens; says how many and the longest.
+    """
+    lengths = [len(pair.prompt) + len(pair.target) for pair in pairs]
+    longer = [length for length in lengths if length > max_length]
+    if longer:
+        raise TrainingError(
+            f"{len(longer)} of {len(lengths)} training examples are longer than max_length={max_length} "
+            f"tokens; raise max_length to {max(longer)} (cutting them would cut what is to be learned)"
+        )
+
+
+def pack(pairs: Sequence[Pair]) -> Packed:
+    """Put pairs into one sequence that holds their prompts' common beginning once.
+
+    The last prompt token always stays in the branch: it is what predicts the branch's first target.
+    """
+    prompts = [pair.prompt for pair in pairs]
+    limit = min(map(len, prompts)) - 1
+    shared = next((i for i in range(limit) if len({prompt[i] for prompt in prompts}) > 1), limit)
+    ids = pairs[0].prompt[:shared]
+    positions, branches, labels = list(range(shared)), [0] * shared, [IGNORED] * shared
+    for number, pair in enumerate(pairs, 1):
+        own_prompt = pair.prompt[shared:]
+        length = len(own_prompt) + len(pair.target)
+        ids += own_prompt + pair.target
+        positions += range(shared, shared + length)
+        branches += [number] * length
+        labels += [IGNORED] * len(own_prompt) + pair.target
+    return Packed(ids, positions, branches, labels)
+
+
+def collate(rows: Sequence[Packed], hidden: Sequence[torch.Tensor] = ()) -> Batch:
+    """Pad sequences on the right and stack them.
+
+    Args:
+        rows: b sequences, the longest of n tokens.
+        hidden: what enters the first trained layer, per sequence (tokens, width); empty: embeddings
+            are looked up from `input_ids`.
+
+    Returns:
+        input_ids, position_ids, branches and labels (b, n); attention_mask (b, 1, n, n), true where
+        row i may look at column j; with `hidden` also inputs_embeds (b, n, width).
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    def padded(name: str, value: int) -> torch.Tensor:
+        return pad_sequence([torch.tensor(getattr(row, name)) for row in rows], True, value)
+
+    branches = padded("branches", PADDING)
+    key, query = branches[:, None, :], branches[:, :, None]
+    causal = torch.ones(branches.shape[1], branches.shape[1], dtype=torch.bool).tril()
+    batch = {
+        "input_ids": padded("input_ids", 0),
+        "position_ids": padded("position_ids", 0),
+        "attention_mask": (causal & ((key == 0) | (key == query)))[:, None],
+        "branches": branches,
+        "labels": padded("labels", IGNORED),
+    }
+    if hidden:
+        batch["inputs_embeds"] = pad_sequence(list(hidden), True)
+    return batch
+
+
+def last_hidden(model: Any, batch: Batch) -> torch.Tensor:
+    """Return the model's last hidden state (b, n, width), before the LM head."""
+    names = ["attention_mask", "position_ids"]
+    names.append("inputs_embeds" if "inputs_embeds" in batch else "input_ids")
+    inputs = {name: batch[name].to(model.device) for name in names}
+    state: torch.Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
+    return state
+
+
+def target_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply the LM head where it is needed only: at the tokens that predict a target token.
+
+    The head costs a student of 135M parameters as much as eight of its thirty layers, and most
+    tokens are prompt (our choice; a test compares with the loss over full logits).
+
+    Returns:
+        Logits (targets, vocabulary) and the target tokens (targets,), in reading order.
+    """
+    hidden = last_hidden(model, batch)
+    labels = batch["labels"][:, 1:].to(hidden.device)
+    wanted = labels != IGNORED
+    logits: torch.Tensor = model.get_output_embeddings()(hidden[:, :-1][wanted])
+    return logits, labels[wanted]
+
+
+def target_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Return the mean cross-entropy over all target tokens of the batch, in nats.
+
+    Source: the paper's L = −Σ log P(t_i | q, o, st, t_<i); mean instead of sum is our choice.
+    """
+    from torch.nn.functional import cross_entropy
+
+    logits, labels = target_logits(model, batch)
+    return cross_entropy(logits.float(), labels)
+
+
+def supervised_view(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
+    """Return (token text, whether the loss is taken on it) in order, to look at one example."""
+    packed: Any = pack([encode(example, tokenizer)])
+    return [
+        (tokenizer.decode([token]), label != IGNORED)
+        for token, label in zip(packed.input_ids, packed.labels, strict=True)
+    ]

@@ -1,0 +1,196 @@
+"""A student's answers to test questions: generated, or chosen by the likelihood of the options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cfdistill import data, runs, training
+from cfdistill.encoding import IGNORED, Pair, collate, pack, target_logits, tokenize
+from cfdistill.params import Params
+from cfdistill.progress import Progress
+from cfdistill.schema import DIRECT, ELIMINATION, Prediction, Question, prompt_text, read_answer
+from cfdistill.students import Student
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+STRATEGY = {"direct": DIRECT, "elimination": ELIMINATION, "label": "", "likelihood": ""}
+
+
+def build(method: str, dataset: str, params: Params, student: Student | None = None) -> runs.Stage:
+    """Reuse or make the stage `evaluation` of one method on one data set.
+
+    It holds `predictions.<split>.<scoring>.jsonl` for every test split and every scoring of the method.
+
+    Args:
+        method: a trained method.
+        dataset: what to test on.
+        params: scorings, max_new_tokens, eval_batch_size.
+        student: the method's trained student, if it is loaded already.
+
+    Raises:
+        StageError: the training or data stage is missing.
+    """
+    made = runs.stage("evaluation", params, method=method, dataset=dataset)
+    if made.is_complete():
+        return made
+    inputs = [
+        runs.require(runs.stage("training", params, method=method)),
+        runs.require(data.stage(dataset, params)),
+    ]
+    student = student or training.load_trained(method, params)
+    with made.draft(params, inputs) as draft:
+        for split in data.test_splits(dataset, params):
+            questions = data.questions(dataset, split, params)
+            for scoring in scorings(method, params):
+                predictions = predict(student, questions, method, scoring, params)
+                draft.write(f"predictions.{split}.{scoring}.jsonl", predictions)
+    return made
+
+
+def build_all(method: str, params: Params) -> list[runs.Stage]:
+    """Reuse or make the stages `evaluation` of one method on all test data sets, loading it at most once."""
+    made = [runs.stage("evaluation", params, method=method, dataset=name) for name in params.test_datasets]
+    if all(stage.is_complete() for stage in made):
+        return made
+    student = training.load_trained(method, params)
+    return [build(method, name, params, student) for name in params.test_datasets]
+
+
+def scorings(method: str, params: Params) -> tuple[str, ...]:
+    """Return how a method is asked: by strategy token, or for the label if it learned only that."""
+    return ("label",) if training.KINDS[method] == ("label",) else tuple(params.scorings)
+
+
+def predict(
+    student: Student, questions: Sequence[Question], method: str, scoring: str, params: Params
+) -> list[Prediction]:
+    """Ask a student every question and read its answers.
+
+    Args:
+        student: trained or not.
+        questions: any number.
+        method: recorded in the predictions.
+        scoring: "direct" and "elimination" generate under that strategy token, "label" generates
+            after "Answer:", "likelihood" takes the option with the highest log-likelihood per character.
+        params: max_new_tokens, eval_batch_size.
+
+    Returns:
+        One prediction per question, in order; `predicted` is None where no answer could be read.
+    """
+    if scoring == "likelihood":
+        scores = option_scores(student, questions, params.eval_batch_size)
+        chosen: list[int | None] = [int(best) for best in scores.argmax(axis=1)]
+        texts = [q.options[best] for q, best in zip(questions, scores.argmax(axis=1), strict=True)]
+    else:
+        prompts = [prompt_text(question, STRATEGY[scoring]) for question in questions]
+        texts = generate(student, prompts, params.max_new_tokens, params.eval_batch_size)
+        chosen = [read_answer(text, q.options) for text, q in zip(texts, questions, strict=True)]
+    return [
+        Prediction(
+            question_id=q.id,
+            dataset=q.dataset,
+            split=q.split,
+            subset=q.subset,
+            scene=q.scene,
+            method=method,
+            scoring=scoring,
+            gold=q.answer,
+            stereotype=q.stereotype,
+            predicted=answer,
+            text=text,
+        )
+        for q, answer, text in zip(questions, chosen, texts, strict=True)
+    ]
+
+
+def generate(student: Student, prompts: Sequence[str], max_new_tokens: int, batch_size: int) -> list[str]:
+    """Return the greedy continuation of every prompt, up to the end token or `max_new_tokens`.
+
+    Prompts of similar length share a batch; a prompt's answer does not depend on the others in it.
+    """
+    ids = [tokenize(prompt, student.tokenizer) for prompt in prompts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    texts = [""] * len(prompts)
+    progress = Progress(len(prompts), "answer")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        answers = _generate_batch(student, [ids[i] for i in chosen], max_new_tokens)
+        for i, answer in zip(chosen, answers, strict=True):
+            texts[i] = student.tokenizer.decode(answer).strip()
+        progress.update(start + len(chosen))
+    return texts
+
+
+def _generate_batch(student: Student, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """Decode greedily with a key-value cache; finished rows leave the batch, which saves their cost."""
+    import torch
+    from transformers import DynamicCache
+
+    model, end = student.model, student.tokenizer.eos_token_id
+    width = max(map(len, prompts))
+    ids = torch.tensor([[end] * (width - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    rows, answers = list(range(len(prompts))), [list[int]() for _ in prompts]
+    with torch.inference_mode():
+        for _ in range(max_new_tokens):
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            tokens = logits.argmax(-1)
+            going = (tokens != end).nonzero()[:, 0]
+            if len(going) < len(rows):
+                rows = [rows[i] for i in going.tolist()]
+                tokens, mask, positions = tokens[going], mask[going], positions[going]
+                cache.batch_select_indices(going)
+            if not rows:
+                break
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                answers[row].append(token)
+            ids, positions = tokens[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+    return answers
+
+
+def option_scores(student: Student, questions: Sequence[Question], batch_size: int) -> NDArray[np.float64]:
+    """Return every option's log-likelihood per character after the question's prompt.
+
+    This is the `acc_norm` score of lm-evaluation-harness: the sum of the token log-probabilities of
+    " " + option, in nats, divided by the option's length in characters. The question is computed once
+    for all of its options.
+
+    Returns:
+        Scores (questions, options); -inf where a question has fewer options than others.
+    """
+    import numpy as np
+    import torch
+
+    scores = np.full((len(questions), max((len(q.options) for q in questions), default=0)), -np.inf)
+    rows = []
+    for question in questions:
+        prompt = tokenize(prompt_text(question), student.tokenizer)
+        targets = [tokenize(f" {option}", student.tokenizer) for option in question.options]
+        rows.append(pack([Pair(prompt, target) for target in targets]))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = collate([rows[i] for i in chosen])
+        with torch.inference_mode():
+            logits, labels = target_logits(student.model, batch)
+            per_token = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0].double().cpu().numpy()
+        wanted = batch["labels"] != IGNORED
+        totals = np.zeros((len(chosen), scores.shape[1] + 1))  # column 0 is for the shared tokens
+        row, column = wanted.nonzero()[:, 0].numpy(), batch["branches"][wanted].numpy()
+        np.add.at(totals, (row, column), per_token)
+        for total, i in zip(totals, chosen, strict=True):
+            lengths = [len(option) for option in questions[i].options]
+            scores[i, : len(lengths)] = total[1 : len(lengths) + 1] / lengths
+    return scores

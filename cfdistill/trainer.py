@@ -1,0 +1,195 @@
+"""The training loop's own pieces: batches drawn up ahead, layers split, a Trainer with our loss.
+
+This module imports torch and transformers when it is imported; `training` does so when it trains.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
+
+from cfdistill.encoding import Batch, Packed, collate, last_hidden, target_loss
+from cfdistill.errors import TrainingError
+from cfdistill.params import Params
+from cfdistill.progress import Progress
+
+CHECKPOINTS = 5  # how often a run saves what it needs to go on after a crash
+POOL = 8  # batches among whose examples similar lengths are put together
+
+
+def draw_batches(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> list[list[int]]:
+    """Return the examples (as indices) of every optimiser step, epoch after epoch.
+
+    The whole order is fixed before the first step, so a resumed run goes on exactly where it was.
+    Within a shuffled pool of batches, examples of similar length share a batch, which saves padding.
+    """
+    order = random.Random(seed)
+    batches: list[list[int]] = []
+    while len(batches) < steps:
+        shuffled = order.sample(range(len(lengths)), len(lengths))
+        epoch = []
+        for start in range(0, len(shuffled), POOL * batch_size):
+            pool = sorted(shuffled[start : start + POOL * batch_size], key=lambda i: lengths[i])
+            epoch += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        order.shuffle(epoch)
+        batches += epoch
+    return batches[:steps]
+
+
+def split_layers(model: PreTrainedModel, frozen: int) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Split a Llama-like model into its `frozen` lowest layers and the rest, sharing all weights.
+
+    The lower part ends before the final norm and trains nothing. The upper part is fed what the
+    lower one puts out, as `inputs_embeds`; it trains everything but the embeddings and the head
+    tied to them.
+
+    Raises:
+        TrainingError: the model has too few layers, or is not built like a Llama.
+    """
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if layers is None or not hasattr(model.model, "rotary_emb"):
+        raise TrainingError("frozen_layers needs a student built like a Llama; set frozen_layers=0")
+    if frozen >= len(layers):
+        raise TrainingError(f"frozen_layers={frozen}, but the student has {len(layers)} layers; set fewer")
+    lower, upper = _part(model, layers[:frozen]), _part(model, layers[frozen:])
+    lower.model.norm = torch.nn.Identity()
+    model.requires_grad_(False)
+    upper.model.layers.requires_grad_(True)
+    upper.model.norm.requires_grad_(True)
+    return lower.eval(), upper
+
+
+def _part(model: Any, layers: torch.nn.ModuleList) -> Any:
+    """Return a model of the same class with only these layers; every module is the original's."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = len(layers)
+    with torch.device("meta"):  # a shell without memory, all of which is replaced
+        part = type(model)(config)
+    part.model.layers = layers
+    part.model.embed_tokens, part.model.norm = model.model.embed_tokens, model.model.norm
+    part.model.rotary_emb, part.lm_head = model.model.rotary_emb, model.lm_head
+    return part
+
+
+@torch.no_grad()
+def lower_states(lower: PreTrainedModel, rows: Sequence[Packed], batch_size: int) -> list[torch.Tensor]:
+    """Return what enters the first trained layer, per row (tokens, width), on the CPU.
+
+    Deviation: the paper trains every layer. Frozen layers give the same output in every epoch, so it
+    is computed once and kept (4 bytes × width per token).
+    """
+    states: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    progress = Progress(len(rows), "frozen layers: example")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        hidden = last_hidden(lower, collate([rows[i] for i in chosen]))
+        for row, i in zip(hidden, chosen, strict=True):
+            states[i] = row[: len(rows[i])].cpu().clone()
+        progress.update(start + len(chosen))
+    return states
+
+
+class StudentTrainer(Trainer):
+    """Hugging Face's Trainer with the loss on target tokens, a fixed order and quiet progress."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rows: Sequence[Packed],
+        states: Sequence[torch.Tensor],
+        batches: list[list[int]],
+        params: Params,
+        folder: Path,
+        *,
+        bf16: bool,
+    ) -> None:
+        """Prepare to train.
+
+        Args:
+            model: the part to train, sharing its weights with the student.
+            rows: training sequences.
+            states: what enters `model`'s first layer, per row; empty: it looks up embeddings.
+            batches: row indices of every step.
+            params: learning rate and seed.
+            folder: for checkpoints.
+            bf16: compute matrix products in bfloat16.
+        """
+        self.rows, self.states, self.bf16 = rows, states, bf16
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=len(batches),
+            per_device_train_batch_size=1,  # one entry of `batches`
+            train_sampling_strategy="sequential",
+            learning_rate=params.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=math.ceil(len(batches) / 10),
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            seed=params.seed,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_steps=math.ceil(len(batches) / CHECKPOINTS),
+            save_total_limit=1,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        super().__init__(model, arguments, data_collator=self._collate, train_dataset=batches)
+        self.remove_callback(PrinterCallback)  # its dictionaries would fill the notebook
+        self.add_callback(StepReport([sum(len(rows[i]) for i in batch) for batch in batches]))
+
+    def _collate(self, entries: list[list[int]]) -> Batch:
+        (indices,) = entries
+        return collate([self.rows[i] for i in indices], [self.states[i] for i in indices if self.states])
+
+    def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
+        """Return the mean loss over the batch's target tokens."""
+        with torch.autocast(inputs["labels"].device.type, torch.bfloat16, enabled=self.bf16):
+            return target_loss(model, inputs)
+
+
+class StepReport(TrainerCallback):
+    """Adds seconds and tokens per second to each step's record, and reports progress."""
+
+    def __init__(self, step_tokens: Sequence[int]) -> None:
+        """Take the number of tokens of every step."""
+        self.step_tokens = step_tokens
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Start the clock; after a crash `state` already counts the finished steps."""
+        self.last = time.perf_counter()
+        self.progress = Progress(state.max_steps, "step", done=state.global_step)
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Complete the record of one step.
+
+        Raises:
+            TrainingError: the loss is no longer a number.
+        """
+        logs: dict[str, float] = kwargs["logs"]
+        if "loss" not in logs:  # the Trainer's summary after the last step
+            return
+        step, now = state.global_step, time.perf_counter()
+        if not math.isfinite(logs["loss"]):
+            raise TrainingError(f"the loss is {logs['loss']} at step {step}; lower learning_rate")
+        seconds, self.last = now - self.last, now
+        speed = self.step_tokens[step - 1] / seconds
+        state.log_history[-1] |= {"seconds": seconds, "tokens_per_s": speed}
+        self.progress.update(step, f"loss {logs['loss']:.2f} · {speed:.0f} tokens/s")

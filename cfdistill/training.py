@@ -1,0 +1,234 @@
+"""From questions and rationales to a trained student.
+
+The student of the last step is the result: nothing is selected on any validation or test data.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import resource
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cfdistill import data, runs, students
+from cfdistill.encoding import Packed, check_lengths, encode, pack
+from cfdistill.errors import TrainingError
+from cfdistill.params import Params
+from cfdistill.schema import (
+    DIRECT,
+    ELIMINATION,
+    Counterfactual,
+    Example,
+    Question,
+    Rationale,
+    answer_text,
+    prompt_text,
+)
+from cfdistill.students import Student
+
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "ft": ("label",),
+    "ft-cot": ("positive",),
+    "ft-cot-long": ("positive",),  # control: ft-cot with as many optimiser steps as cf-distill
+    "cf-distill": ("positive", "negative"),
+}
+STRATEGY = {"label": "", "positive": DIRECT, "negative": ELIMINATION}
+LOG_COLUMNS = ("step", "epoch", "loss", "learning_rate", "tokens_per_s", "seconds")
+
+
+def build(method: str, params: Params) -> runs.Stage:
+    """Reuse or make the stage `training` of one method.
+
+    It holds `model/` (weights and tokenizer), `examples.jsonl` and `log.csv` (one row per optimiser
+    step). An interrupted training goes on from its last checkpoint and ends in the same student.
+
+    Raises:
+        StageError: an earlier stage is missing.
+        TrainingError: the examples or the student do not fit the parameters.
+    """
+    made = runs.stage("training", params, method=method)
+    if made.is_complete():
+        return made
+    inputs, material = upstream(params), read_material(params)
+    examples = make_examples(*material, method)
+    timed_by = make_examples(*material, "cf-distill") if method == "ft-cot-long" else examples
+    student = students.load(params.student, params)
+    with made.draft(params, inputs, resume=True) as draft:
+        draft.write("examples.jsonl", examples)
+        draft.drops["no rationale"] = len(_sources(*material[:2], method)) * len(KINDS[method]) - len(
+            examples
+        )
+        checkpoints = draft.path / "checkpoints"
+        log, draft.notes = train(student, examples, count_steps(timed_by, params), params, checkpoints)
+        _write_log(draft.path / "log.csv", log)
+        student.save(draft.path / "model")
+        shutil.rmtree(checkpoints)
+    return made
+
+
+def load_trained(method: str, params: Params) -> Student:
+    """Return the trained student of a method; raises StageError when it is not there."""
+    made = runs.require(runs.stage("training", params, method=method))
+    return students.load_folder(params.student, made.path / "model")
+
+
+def upstream(params: Params) -> list[runs.Stage]:
+    """Return the finished stages that training reads; raises StageError when one is missing."""
+    return [
+        runs.require(data.stage(params.train_dataset, params)),
+        runs.require(runs.stage("counterfactuals", params)),
+        runs.require(runs.stage("rationales", params)),
+    ]
+
+
+def read_material(params: Params) -> tuple[list[Question], list[Counterfactual], list[Rationale]]:
+    """Return training questions, counterfactuals and rationales from the finished stages."""
+    questions, counterfactuals, rationales = upstream(params)
+    return (
+        questions.read("questions.train.jsonl", Question),
+        counterfactuals.read("counterfactuals.train.jsonl", Counterfactual),
+        rationales.read("rationales.train.jsonl", Rationale),
+    )
+
+
+def make_examples(
+    questions: Sequence[Question],
+    counterfactuals: Sequence[Counterfactual],
+    rationales: Sequence[Rationale],
+    method: str,
+) -> list[Example]:
+    """Return a method's training examples; questions without the rationale needed are left out.
+
+    `ft` learns the answer sentence; `ft-cot` the positive view of the original questions;
+    `cf-distill` both views of originals and counterfactuals (paper, Fig. 2 and "Training").
+
+    Raises:
+        TrainingError: there are none.
+    """
+    views = {(rationale.question_id, rationale.view): rationale.text for rationale in rationales}
+    examples = []
+    for question, is_counterfactual in _sources(questions, counterfactuals, method):
+        for kind in KINDS[method]:
+            answer = answer_text(question.options, question.answer)
+            text = answer if kind == "label" else views.get((question.id, kind))
+            if text is not None:
+                prompt = prompt_text(question, STRATEGY[kind])
+                examples.append(Example(question.id, kind, prompt, f" {text}", is_counterfactual))
+    if not examples:
+        raise TrainingError(
+            f"{method}: no training examples from {len(questions)} questions and {len(rationales)} "
+            "rationales; see why the rationales were dropped, or raise train_questions"
+        )
+    return examples
+
+
+def count_steps(examples: Sequence[Example], params: Params) -> int:
+    """Return the number of optimiser steps in `params.epochs` passes over the examples."""
+    groups = _by_question(examples)
+    return math.ceil(params.epochs * math.ceil(len(groups) / _questions_per_step(groups, params)))
+
+
+def train(
+    student: Student, examples: Sequence[Example], steps: int, params: Params, folder: Path
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """Train a student in place.
+
+    Args:
+        student: its weights change, above the frozen layers.
+        examples: those of one question are packed into one sequence.
+        steps: optimiser steps.
+        params: batch_size, learning_rate, frozen_layers, max_length, seed.
+        folder: checkpoints; a complete one found there is gone on from.
+
+    Returns:
+        One record per step (see LOG_COLUMNS), and facts for the manifest.
+
+    Raises:
+        TrainingError: an example is too long, or the loss is no longer a number.
+    """
+    import torch
+
+    from cfdistill.trainer import StudentTrainer, draw_batches, lower_states, split_layers
+
+    groups = _by_question(examples)
+    rows = pack_examples(examples, student.tokenizer, params.max_length)
+    batch_size = _questions_per_step(groups, params)
+    batches = draw_batches([len(row) for row in rows], batch_size, steps, params.seed)
+    shape = student.model.config
+    precision = students.choose_precision(shape.hidden_size, shape.intermediate_size)
+    model, states = student.model, []
+    if params.frozen_layers:
+        lower, model = split_layers(student.model, params.frozen_layers)
+        states = lower_states(lower, rows, params.eval_batch_size)
+    trainer = StudentTrainer(model, rows, states, batches, params, folder, bf16=precision.name == "bf16")
+    with students.quiet_weights():
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    student.model.eval()
+    epoch_steps = math.ceil(len(rows) / batch_size)
+    log = [row | {"epoch": row["step"] / epoch_steps} for row in trainer.state.log_history if "loss" in row]
+    tokens = sum(len(rows[i]) for batch in batches for i in batch)
+    return log, {
+        "examples": len(examples),
+        "sequences": len(rows),
+        "target_tokens": sum(label >= 0 for row in rows for label in row.labels),
+        "steps": steps,
+        "precision": str(precision),
+        "threads": torch.get_num_threads(),
+        "tokens_per_s": round(tokens / sum(row["seconds"] for row in log)),
+        "peak_memory_gib": round(_peak_memory_gib(), 2),
+    }
+
+
+def pack_examples(examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Packed]:
+    """Return one packed sequence per question; raises TrainingError when an example is too long."""
+    pairs = [[encode(example, tokenizer) for example in group] for group in _by_question(examples)]
+    check_lengths([pair for group in pairs for pair in group], max_length)
+    return [pack(group) for group in pairs]
+
+
+def _sources(
+    questions: Sequence[Question], counterfactuals: Sequence[Counterfactual], method: str
+) -> list[tuple[Question, bool]]:
+    sources = [(question, False) for question in questions]
+    if method == "cf-distill":
+        sources += [(counterfactual.question, True) for counterfactual in counterfactuals]
+    return sources
+
+
+def _by_question(examples: Sequence[Example]) -> list[list[Example]]:
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.question_id, []).append(example)
+    return list(groups.values())
+
+
+def _questions_per_step(groups: Sequence[Sequence[Example]], params: Params) -> int:
+    return max(1, params.batch_size // max(map(len, groups)))
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end, deleting those that were not."""
+    complete = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / "trainer_state.json").is_file():  # the last file of a checkpoint
+            complete.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+
+
+def _write_log(path: Path, log: Sequence[Mapping[str, float]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, LOG_COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(log)
+
+
+def _peak_memory_gib() -> float:
+    """Return the most memory this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes on macOS, KiB on Linux

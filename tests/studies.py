@@ -1,0 +1,41 @@
+"""A small study's first three stages, made without a teacher, for tests of what follows them."""
+
+from dataclasses import replace
+
+from cfdistill import data, runs
+from cfdistill.params import Params
+from cfdistill.schema import Counterfactual, Question, Rationale, answer_text
+
+
+def counterfactual_of(question: Question) -> Counterfactual:
+    """Return the question with its last word changed and the next option right."""
+    changed = replace(
+        question,
+        id=f"{question.id}~cf",
+        stem=f"{question.stem} Or not?",
+        answer=(question.answer + 1) % len(question.options),
+    )
+    return Counterfactual(changed, question.id, f"{question.stem} [MASK]", votes=5, paths=5, edit_ratio=0.2)
+
+
+def rationales_of(question: Question) -> list[Rationale]:
+    """Return both views of a question."""
+    answer = answer_text(question.options, question.answer)
+    wrong = [option for i, option in enumerate(question.options) if i != question.answer]
+    return [
+        Rationale(question.id, "positive", f"It fits {question.options[question.answer]}. {answer}"),
+        Rationale(question.id, "negative", f"It is not {', nor '.join(wrong)}. {answer}"),
+    ]
+
+
+def make_upstream(params: Params) -> None:
+    """Complete the stages data, counterfactuals and rationales; one negative view is missing."""
+    for dataset in dict.fromkeys([params.train_dataset, *params.test_datasets]):
+        data.build(dataset, params)
+    questions = data.questions(params.train_dataset, "train", params)
+    counterfactuals = [counterfactual_of(question) for question in questions[::2]]
+    with runs.stage("counterfactuals", params).draft(params) as draft:
+        draft.write("counterfactuals.jsonl", counterfactuals)
+    everything = [*questions, *(c.question for c in counterfactuals)]
+    with runs.stage("rationales", params).draft(params) as draft:
+        draft.write("rationales.jsonl", [r for q in everything for r in rationales_of(q)][:-1])

@@ -1,0 +1,216 @@
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from studies import counterfactual_of, make_upstream, rationales_of
+
+from cfdistill import data, runs, students, training
+from cfdistill.encoding import collate, target_loss
+from cfdistill.errors import StageError, TrainingError
+from cfdistill.params import Params
+from cfdistill.schema import DIRECT, ELIMINATION, Question
+from cfdistill.trainer import StepReport, draw_batches, lower_states, split_layers
+
+QUESTIONS = [
+    Question("q1", "d", "train", "Where do hens sleep?", ("barn", "river"), 0),
+    Question("q2", "d", "train", "Where do carp sleep?", ("barn", "river"), 1),
+]
+COUNTERFACTUALS = [counterfactual_of(question) for question in QUESTIONS]
+RATIONALES = [r for q in [*QUESTIONS, *(c.question for c in COUNTERFACTUALS)] for r in rationales_of(q)]
+
+
+def read_log(stage: runs.Stage) -> list[dict[str, str]]:
+    with (stage.path / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(stage: runs.Stage) -> dict[str, torch.Tensor]:
+    return dict(students.load_folder("tiny-random", stage.path / "model").model.named_parameters())
+
+
+def with_changes(params: Params, **changes: Any) -> Params:
+    return params.model_copy(update=changes)
+
+
+def test_ft_learns_the_answer_sentence_alone() -> None:
+    examples = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, "ft")
+    assert [e.question_id for e in examples] == ["q1", "q2"]
+    assert all(e.prompt.endswith("Answer:") and e.target.startswith(" So the answer is") for e in examples)
+
+
+@pytest.mark.parametrize("method", ["ft-cot", "ft-cot-long"])
+def test_ft_cot_learns_the_positive_view_of_originals(method: str) -> None:
+    examples = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, method)
+    assert [(e.question_id, e.kind, e.counterfactual) for e in examples] == [
+        ("q1", "positive", False),
+        ("q2", "positive", False),
+    ]
+    assert examples[0].prompt.endswith(DIRECT)
+    assert examples[0].target == f" {RATIONALES[0].text}"
+
+
+def test_cf_distill_learns_both_views_of_originals_and_counterfactuals() -> None:
+    examples = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, "cf-distill")
+    assert [(e.question_id, e.kind) for e in examples] == [
+        (f"{q}{suffix}", kind)
+        for suffix in ("", "~cf")
+        for q in ("q1", "q2")
+        for kind in ("positive", "negative")
+    ]
+    assert examples[1].prompt.endswith(ELIMINATION)
+    assert [e.counterfactual for e in examples] == [False] * 4 + [True] * 4
+
+
+def test_dropped_rationales_leave_their_example_out() -> None:
+    assert len(training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES[1:], "cf-distill")) == 7
+    with pytest.raises(TrainingError, match="ft-cot: no training examples from 2 questions and 0 rationales"):
+        training.make_examples(QUESTIONS, COUNTERFACTUALS, [], "ft-cot")
+
+
+def test_steps_count_questions_and_the_batch_counts_examples(small_params: Params) -> None:
+    both = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, "cf-distill")
+    positive = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, "ft-cot")
+    params = with_changes(small_params, batch_size=2, epochs=2.5)
+    assert training.count_steps(both, params) == 10  # 4 questions with 2 examples each, 2.5 times
+    assert training.count_steps(positive, params) == 3  # 2 questions with 1 example each
+
+
+def test_batches_hold_every_example_once_an_epoch_and_only_the_seed_matters() -> None:
+    lengths = [i % 7 for i in range(50)]
+    batches = draw_batches(lengths, 4, 26, seed=1)
+    for epoch in (batches[:13], batches[13:]):
+        assert sorted(i for batch in epoch for i in batch) == list(range(50))
+    assert batches[:13] != batches[13:]
+    assert draw_batches(lengths, 4, 20, seed=1) == batches[:20]
+    assert draw_batches(lengths, 4, 26, seed=2) != batches
+    spread = [max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches]
+    assert sum(spread) / len(spread) < 2.5  # of 6; similar lengths share a batch
+
+
+def test_kept_lower_states_change_neither_loss_nor_gradients(small_params: Params) -> None:
+    student = students.load("tiny-random", small_params)
+    examples = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, "cf-distill")
+    rows = training.pack_examples(examples, student.tokenizer, 500)
+    plain = target_loss(student.model, collate(rows))
+    plain.backward()
+    expected = {name: p.grad.clone() for name, p in student.model.named_parameters()}
+    student.model.zero_grad()
+    lower, upper = split_layers(student.model, 2)
+    kept = target_loss(upper, collate(rows, lower_states(lower, rows, batch_size=3)))
+    kept.backward()
+    torch.testing.assert_close(kept, plain)
+    trained = {name for name, p in student.model.named_parameters() if p.grad is not None}
+    assert trained == {n for n in expected if n.startswith(("model.layers.2.", "model.norm"))}
+    for name, p in student.model.named_parameters():
+        if name in trained:
+            torch.testing.assert_close(p.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_too_many_frozen_layers_are_an_error(small_params: Params) -> None:
+    student = students.load("tiny-random", small_params)
+    with pytest.raises(TrainingError, match="frozen_layers=3, but the student has 3 layers"):
+        split_layers(student.model, 3)
+
+
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_loss_falls_and_frozen_weights_stay(frozen: int, small_params: Params, tmp_path: Path) -> None:
+    params = with_changes(small_params, frozen_layers=frozen, learning_rate=0.02, batch_size=2)
+    student = students.load("tiny-random", params)
+    before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
+    examples = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, "cf-distill")
+    log, notes = training.train(student, examples, 40, params, tmp_path / "checkpoints")
+    assert [row["step"] for row in log] == list(range(1, 41))
+    assert log[-1]["epoch"] == 10
+    assert log[-1]["loss"] < log[0]["loss"] - 1
+    assert notes["examples"] == 8
+    assert notes["sequences"] == 4
+    changed = {n for n, p in student.model.named_parameters() if not torch.equal(p, before[n])}
+    frozen_names = ("model.embed", "model.layers.0.", "model.layers.1.") if frozen else ()
+    assert changed == {name for name in before if not name.startswith(frozen_names)}
+
+
+def test_exploding_loss_is_an_error(small_params: Params, tmp_path: Path) -> None:
+    params = with_changes(small_params, learning_rate=1e30)
+    examples = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, "ft")
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+; lower learning_rate"):
+        training.train(students.load("tiny-random", params), examples, 6, params, tmp_path)
+
+
+def test_build_records_what_it_did_and_is_reused(
+    small_params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_upstream(small_params)
+    made = training.build("cf-distill", small_params)
+    manifest = made.manifest()
+    files = {p.name for p in made.path.iterdir()}
+    assert files == {"examples.jsonl", "log.csv", "manifest.json", "model"}
+    assert manifest["drops"] == {"no rationale": 1}
+    assert manifest["outputs"]["examples.jsonl"]["rows"] == manifest["notes"]["examples"] == 35
+    assert manifest["outputs"]["log.csv"]["rows"] == manifest["notes"]["steps"] == 9
+    assert len(manifest["inputs"]) == 3
+    assert "step 9/9 · loss" in capsys.readouterr().out
+    monkeypatch.setattr(students, "load", None)
+    assert training.build("cf-distill", small_params) == made
+
+
+def test_ft_cot_long_takes_as_many_steps_as_cf_distill(small_params: Params) -> None:
+    make_upstream(small_params)
+    notes = training.build("ft-cot-long", small_params).manifest()["notes"]
+    assert notes["steps"] == 9
+    assert notes["examples"] == 12
+
+
+def test_missing_upstream_is_named(small_params: Params) -> None:
+    with pytest.raises(StageError, match="stage data is missing"):
+        training.build("ft", small_params)
+    data.build(small_params.train_dataset, small_params)
+    with pytest.raises(StageError, match="stage counterfactuals is missing"):
+        training.build("ft", small_params)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_killed_training_ends_as_if_it_had_not_been(
+    frozen: int, small_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = with_changes(small_params, epochs=3.0, frozen_layers=frozen, learning_rate=0.01)
+    make_upstream(params)
+    whole = training.build("ft-cot", params)
+    resumed = with_changes(params, run_root=str(tmp_path / "again"))
+    make_upstream(resumed)
+
+    report = StepReport.on_log
+
+    def stop_at_six(self: StepReport, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        report(self, args, state, control, **kwargs)
+        if state.global_step == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StepReport, "on_log", stop_at_six)
+    with pytest.raises(KeyboardInterrupt):
+        training.build("ft-cot", resumed)
+    stage = runs.stage("training", resumed, method="ft-cot")
+    assert not stage.is_complete()
+    checkpoints = Path(f"{stage.path}.partial") / "checkpoints"
+    (kept,) = checkpoints.iterdir()
+    assert kept.name == "checkpoint-4"
+    shutil.copytree(kept, checkpoints / "checkpoint-5")  # one that a crash left half-written
+    (checkpoints / "checkpoint-5" / "trainer_state.json").unlink()
+
+    steps: list[int] = []
+
+    def note_step(self: StepReport, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        report(self, args, state, control, **kwargs)
+        steps.append(state.global_step)
+
+    monkeypatch.setattr(StepReport, "on_log", note_step)
+    training.build("ft-cot", resumed)
+    assert steps[:5] == [5, 6, 7, 8, 9]  # then comes the Trainer's summary
+    columns = ("step", "epoch", "loss", "learning_rate")
+    logs = [[[row[c] for c in columns] for row in read_log(made)] for made in (whole, stage)]
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == 9
+    expected, found = weights(whole), weights(stage)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
