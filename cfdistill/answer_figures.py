@@ -1,0 +1,123 @@
+"""The text figures: questions, and what two methods answered to them, side by side."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from cfdistill import metrics as measures
+from cfdistill.errors import DataError
+from cfdistill.figures import FONT, PAGE, RIGHT, WRONG, require_rows, styled, subplots
+from cfdistill.schema import Prediction, Question
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TextLine = tuple[str, str, bool]  # text, color, bold
+LINE, GAP = 0.155, 0.1  # inches
+
+
+def answers_table(
+    questions: Iterable[Question],
+    predictions: Iterable[Prediction],
+    methods: Sequence[str] = ("ft-cot", "cf-distill"),
+) -> pd.DataFrame:
+    """Return what the methods answered to some questions, for the two text figures below.
+
+    Returns:
+        One row per question and method: id, stem, options, gold, stereotype, method, predicted, text.
+
+    Raises:
+        DataError: a method did not answer one of the questions.
+    """
+    import pandas as pd
+
+    found = {
+        (p.question_id, p.method): p for p in predictions if p.scoring == measures.main_scoring(p.method)
+    }
+    rows = []
+    for q in questions:
+        for method in methods:
+            if (q.id, method) not in found:
+                raise DataError(
+                    f"{method} did not answer question {q.id}; evaluate it on {q.dataset} {q.split}"
+                )
+            p = found[q.id, method]
+            rows.append(
+                (q.id, q.stem, "\n".join(q.options), q.answer, q.stereotype, method, p.predicted, p.text)
+            )
+    columns = ["id", "stem", "options", "gold", "stereotype", "method", "predicted", "text"]
+    return pd.DataFrame(rows, columns=columns).astype({"stereotype": "Int64", "predicted": "Int64"})
+
+
+@styled
+def fig_qualitative(answers: pd.DataFrame) -> Figure:
+    """Write out questions and two methods' answers side by side, marked right or wrong.
+
+    Used for `fig1_weasel` (one question) and `fig7_qualitative` (several).
+
+    Args:
+        answers: from `answers_table`.
+    """
+    from matplotlib.patches import Rectangle
+
+    require_rows(answers, "answers")
+    blocks = [_block(group) for _, group in answers.groupby("id", sort=False)]
+    height = sum(len(head) + max(map(len, panels)) + 2 for head, panels in blocks) * LINE + GAP
+    fig, (ax,) = subplots(1, 1, width=PAGE, height=height, layout=None)
+    ax.set(position=(0, 0, 1, 1), xlim=(0, PAGE), ylim=(height, 0))  # data units are inches
+    ax.set_axis_off()
+    top = LINE / 2
+    for head, panels in blocks:
+        _write(ax, head, GAP, top)
+        top += len(head) * LINE + GAP
+        deep = max(map(len, panels)) * LINE + GAP
+        width = (PAGE - GAP) / len(panels) - GAP
+        for i, panel in enumerate(panels):
+            left = GAP + i * (width + GAP)
+            color = panel[0][1]
+            ax.add_patch(Rectangle((left, top), width, deep, facecolor=color, alpha=0.08))
+            ax.add_patch(Rectangle((left, top), 0.03, deep, facecolor=color))
+            _write(ax, panel, left + GAP, top + GAP / 2)
+        top += deep + LINE
+    return fig
+
+
+def _block(group: pd.DataFrame) -> tuple[list[TextLine], list[list[TextLine]]]:
+    """Return the lines of one question and of each method's answer, wrapped to fit."""
+    group = group.fillna({"stereotype": -1, "predicted": -1, "text": ""})  # -1: none
+    rows = measures.each_row(group.astype({"stereotype": int, "predicted": int}))
+    first, options = rows[0], rows[0].options.split("\n")
+    head: list[TextLine] = [(line, "black", True) for line in textwrap.wrap(_clean(first.stem), 88)]
+    for i, option in enumerate(options):
+        if i == first.gold:
+            head.append((f"✓ {_clean(option)} – right", RIGHT, True))
+        elif i == first.stereotype:
+            head.append((f"✗ {_clean(option)} – what the topic suggests", WRONG, False))
+        else:
+            head.append((f"    {_clean(option)}", "black", False))
+    panels: list[list[TextLine]] = []
+    for row in rows:
+        choice = "no readable answer" if row.predicted < 0 else options[row.predicted]
+        symbol, color = ("✓", RIGHT) if row.predicted == row.gold else ("✗", WRONG)
+        lines = textwrap.wrap(_clean(row.text), 100 // len(rows)) or ["(no text)"]
+        titles = textwrap.wrap(f"{symbol} {row.method}: {_clean(choice)}", 84 // len(rows))
+        panels.append([*((t, color, True) for t in titles), *((line, "black", False) for line in lines)])
+    return head, panels
+
+
+def _write(ax: Axes, lines: Iterable[TextLine], left: float, top: float) -> None:
+    for i, (text, color, bold) in enumerate(lines):
+        weight = "bold" if bold else "normal"
+        ax.text(left, top + i * LINE, text, color=color, weight=weight, va="top", parse_math=False)
+
+
+def _clean(text: str) -> str:
+    """Replace what the font cannot draw: students sometimes write anything at all."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont(FONT))
+    return "".join(c if font.get_char_index(ord(c)) else "□" for c in " ".join(text.split()))

@@ -1,0 +1,400 @@
+"""The study's figures: pure functions from a table to a matplotlib figure, and one way to save them.
+
+Sizes are those of a two-column paper (3.25 and 6.75 inches, 8 points). Every method has one color
+and one marker everywhere; the colors are Okabe and Ito's, safe for color-blind readers. Error
+bars are 95 % intervals. A figure drawn again from its own CSV is the same figure.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from cfdistill import metrics as measures
+from cfdistill.errors import DataError
+from cfdistill.stats import proportion_interval
+from cfdistill.tables import REPORTED, short_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.25, 6.75  # widths in inches
+FONT = "DejaVu Sans"  # ships with matplotlib, so figures look the same everywhere
+METHOD_STYLES = {  # color, marker
+    "ft": ("#7f7f7f", "s"),
+    "ft-cot": ("#e69f00", "^"),
+    "ft-cot-long": ("#d55e00", "v"),
+    "multi-view": ("#56b4e9", "D"),
+    "cf-only": ("#009e73", "P"),
+    "cf-unfiltered": ("#cc79a7", "X"),
+    "cf-random-mask": ("#000000", "*"),
+    "cf-distill": ("#0072b2", "o"),
+}
+RIGHT, WRONG = "#0072b2", "#d55e00"
+SPLIT_LABELS = {"id": "id\nshortcut holds", "shift": "shift\nshortcut broken", "new": "new\nunseen scenes"}
+STYLE: dict[Any, Any] = {
+    "font.family": FONT,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.linewidth": 0.6,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,
+}
+FUNNEL_STEPS = ("masked", "filled", "passed checks", "agreed by vote")
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw a figure in the study's style, whatever the reader's own settings are."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def save(fig: Figure, df: pd.DataFrame, folder: Path, name: str, alt: str) -> Path:
+    """Write `<name>.pdf`, `.png` (200 dpi) and `.csv`, and the alternative text to `alt_texts.json`.
+
+    Args:
+        fig: the figure.
+        df: the table it was drawn from.
+        folder: made if missing.
+        name: of the files.
+        alt: what the figure shows, for readers who cannot see it.
+
+    Returns:
+        The path of the PNG.
+    """
+    import matplotlib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    undated = dict.fromkeys(("CreationDate", "Producer", "Creator"))
+    with matplotlib.rc_context(STYLE):
+        fig.savefig(folder / f"{name}.pdf", metadata=undated)
+        fig.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
+    measures.write_csv(df, folder / f"{name}.csv")
+    index = folder / "alt_texts.json"
+    texts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    texts[name] = alt
+    index.write_text(json.dumps(texts, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    return folder / f"{name}.png"
+
+
+@styled
+def fig_headline(metrics: pd.DataFrame, chance: float | None = None) -> Figure:
+    """Draw accuracy and lure rate on the training data set's own test splits, one bar per method.
+
+    Args:
+        metrics: table with `METRIC_COLUMNS` of one training data set and student.
+        chance: accuracy of guessing, as a share; drawn as a dashed line.
+    """
+    rows = _own(metrics)
+    rows = rows[~rows["test_split"].str.startswith("shift_")]  # parts of `shift`
+    _only(rows, "train_dataset", "student")
+    rows = rows.assign(label=[SPLIT_LABELS.get(split, split) for split in rows["test_split"]])
+    lured = rows.dropna(subset="lure_rate")  # real benchmarks have none
+    fig, axes = subplots(1, 1 if lured.empty else 2, width=PAGE, height=2.6)
+    _method_bars(axes[0], rows, "label")
+    _chance_line(axes[0], [chance] * rows["label"].nunique())
+    axes[0].set(title="right answers (%), higher is better", ylim=(0, 100))
+    if not lured.empty:
+        ends = [proportion_interval(round(r.lure_rate * r.n), r.n) for r in measures.each_row(lured)]
+        low, high = zip(*ends, strict=True)
+        _method_bars(axes[1], lured.assign(accuracy=lured["lure_rate"], ci_low=low, ci_high=high), "label")
+        axes[1].set(title="lured by the stereotype (%), lower is better", ylim=(0, 100))
+    return _legend_below(fig)
+
+
+@styled
+def fig5_ood(metrics: pd.DataFrame, chance: Mapping[str, float] | None = None) -> Figure:
+    """Draw accuracy out of distribution: a panel per training data set, bars per method (Fig. 5).
+
+    Args:
+        metrics: table with `METRIC_COLUMNS` of one student.
+        chance: accuracy of guessing per test data set, as shares; drawn as dashed lines.
+    """
+    rows = measures.transfer(metrics)
+    rows = rows[rows["train_dataset"] != rows["test_dataset"]]
+    if rows.empty and len(metrics):
+        return _note("tested on the training data set only")
+    _only(rows, "student")
+    rows = rows.assign(label=rows["test_dataset"].map(short_name) + "\n" + rows["test_split"])
+    trained_on = list(rows["train_dataset"].drop_duplicates())
+    columns = min(2, len(trained_on))
+    lines = -(-len(trained_on) // columns)
+    fig, axes = subplots(lines, columns, width=PAGE, height=0.4 + 2.1 * lines)
+    for ax in axes[len(trained_on) :]:
+        ax.set_visible(False)
+    for ax, name in zip(axes, trained_on, strict=False):
+        panel = rows[rows["train_dataset"] == name]
+        _method_bars(ax, panel, "label")
+        _chance_line(ax, [(chance or {}).get(d) for d in panel.drop_duplicates("label")["test_dataset"]])
+        ax.set(title=f"trained on {short_name(name)}", ylim=(0, 100), ylabel="accuracy (%)")
+    return _legend_below(fig)
+
+
+@styled
+def fig6_architectures(metrics: pd.DataFrame, split: str | None = None) -> Figure:
+    """Draw accuracy by student, bars per method, a panel per training data set (Fig. 6).
+
+    The few accuracies known from the paper stand in a panel of their own, since they are of another
+    data set.
+
+    Args:
+        metrics: table with `METRIC_COLUMNS`.
+        split: the training data set's own test split to show; by default `shift`, or its only one.
+    """
+    rows = _own(metrics)
+    split = split or ("shift" if "shift" in set(rows["test_split"]) else rows["test_split"].max())
+    rows = rows[rows["test_split"] == split]
+    require_rows(rows, f"split {split!r}")
+    trained_on = list(rows["train_dataset"].drop_duplicates())
+    count, lines = rows["student"].nunique(), len(trained_on)
+    fig, axes = subplots(lines, 2, width=PAGE, height=0.4 + 2.1 * lines, width_ratios=[3, 1])
+    for ax, name in zip(axes[::2], trained_on, strict=True):
+        _method_bars(ax, rows[rows["train_dataset"] == name], "student")
+        only = " (one student only)" if count == 1 else ""
+        ax.set(title=f"{short_name(name)}, split {split}{only}", ylim=(0, 100), ylabel="accuracy (%)")
+        ax.tick_params(axis="x", rotation=30 if count > 3 else 0)
+    _reported_panel(axes[1])
+    for ax in axes[3::2]:
+        ax.set_visible(False)
+    return _legend_below(fig)
+
+
+def funnel_counts(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Count what the counterfactual filter keeps.
+
+    Args:
+        ledger: `funnel.csv`, one row per candidate; its column `reason` is empty for kept ones.
+
+    Returns:
+        One row per step with the columns step, left (candidates after it) and drops (by reason).
+    """
+    import pandas as pd
+
+    reasons = ledger["reason"].fillna("")
+    steps = reasons[reasons != ""].map(_funnel_step)
+    rows, left = [("candidates", len(ledger), "")], len(ledger)
+    for step in FUNNEL_STEPS:
+        dropped = reasons[steps[steps == step].index].value_counts()
+        left -= int(dropped.sum())
+        rows.append((step, left, ", ".join(f"{count} {reason}" for reason, count in dropped.items())))
+    return pd.DataFrame(rows, columns=["step", "left", "drops"])
+
+
+@styled
+def fig_funnel(counts: pd.DataFrame) -> Figure:
+    """Draw what is left after each step of the filter, and why the rest was dropped.
+
+    Args:
+        counts: from `funnel_counts`.
+    """
+    fig, (ax,) = subplots(1, 1, width=PAGE, height=0.5 + 0.34 * len(counts))
+    ax.barh(range(len(counts)), counts["left"], color=RIGHT, alpha=0.35)
+    total = max(int(counts["left"].max()), 1)
+    for place, row in enumerate(measures.each_row(counts)):
+        dropped = f" · dropped: {row.drops}" if isinstance(row.drops, str) and row.drops else ""
+        words = textwrap.shorten(f"{row.left}{dropped}", 85, placeholder=" …")
+        ax.text(total * 0.01, place, words, va="center", parse_math=False)
+    ax.set_yticks(range(len(counts)), counts["step"])
+    ax.invert_yaxis()
+    ax.grid(False)
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel="candidates left", xlim=(0, total))
+    return fig
+
+
+@styled
+def fig_cost(df: pd.DataFrame, unit: str) -> Figure:
+    """Draw one bar per step with its value written beside it.
+
+    Args:
+        df: columns step and value; a step that ends in a method's name gets its color.
+        unit: of the values, such as "teacher requests" or "seconds".
+    """
+    require_rows(df, "costs")
+    fig, (ax,) = subplots(1, 1, width=COLUMN, height=0.6 + 0.26 * len(df))
+    colors = [METHOD_STYLES.get(step.split()[-1], (RIGHT, ""))[0] for step in df["step"]]
+    bars = ax.barh(range(len(df)), df["value"], color=colors, alpha=0.6)
+    ax.bar_label(bars, labels=[f"{value:,.0f}" for value in df["value"]], padding=2)
+    ax.set_yticks(range(len(df)), df["step"])
+    ax.invert_yaxis()
+    ax.grid(False)
+    ax.margins(x=0.18)
+    ax.set(xlabel=unit)
+    return fig
+
+
+@styled
+def fig_loss_curves(log: pd.DataFrame) -> Figure:
+    """Draw training loss by optimiser step, one curve per method, smoothed over a twentieth of it.
+
+    Args:
+        log: the `log.csv` of each method, with a column method; columns step and loss are read.
+    """
+    require_rows(log, "training log")
+    fig, (ax,) = subplots(1, 1, width=COLUMN, height=2.4)
+    for method in _methods(log):
+        color, marker = METHOD_STYLES[method]
+        curve = log[log["method"] == method]
+        smooth = curve["loss"].rolling(max(1, len(curve) // 20), min_periods=1).mean()
+        ax.plot(curve["step"], curve["loss"], color=color, alpha=0.2, linewidth=0.6)
+        ax.plot(curve["step"], smooth, color=color, marker=marker, markevery=0.2, label=method)
+    ax.set(xlabel="optimiser step", ylabel="loss per target token (nats)", ylim=(0, None))
+    return _legend_below(fig, columns=2)
+
+
+@styled
+def fig_spurious_sweep(metrics: pd.DataFrame) -> Figure:
+    """Draw accuracy against the share of stereotype answers in training, a panel per split.
+
+    Args:
+        metrics: table with `METRIC_COLUMNS` and `spurious_rate`, of one training data set and student.
+    """
+    import pandas as pd
+
+    rates = metrics.groupby("spurious_rate")
+    rows = pd.concat([_own(part).assign(spurious_rate=rate) for rate, part in rates])
+    _only(rows, "train_dataset", "student")
+    splits = [split for split in SPLIT_LABELS if split in set(rows["test_split"])]
+    fig, axes = subplots(1, len(splits), width=PAGE, height=2.4)
+    for ax, split in zip(axes, splits, strict=True):
+        for method in _methods(rows):
+            part = rows[(rows["test_split"] == split) & (rows["method"] == method)]
+            _points(ax, part["spurious_rate"], part, method, line="-")
+        ax.set(title=SPLIT_LABELS[split].replace("\n", ": "), ylim=(0, 100), xlabel="spurious rate ρ")
+    axes[0].set(ylabel="accuracy (%)")
+    return _legend_below(fig)
+
+
+def token_html(tokens: Sequence[tuple[str, bool]]) -> str:
+    """Return pieces of text as HTML, the supervised ones colored and underlined."""
+    mark = f'<u style="background:{RIGHT}33">'
+    return "".join(
+        f"{mark}{escape(text)}</u>" if supervised else escape(text) for text, supervised in tokens
+    ).replace("\n", "<br>")
+
+
+def _note(words: str) -> Figure:
+    fig, (ax,) = subplots(1, 1, width=COLUMN, height=0.6)
+    ax.set(xticks=[], yticks=[], xlabel=words)
+    return fig
+
+
+def _reported_panel(ax: Axes) -> None:
+    for x, known in enumerate(REPORTED):
+        ax.plot(x, known.accuracy, marker="*", color="black", markersize=8, fillstyle="none")
+        words = f"{known.accuracy:.2f}\n{known.method}"
+        ax.annotate(words, (x, known.accuracy), (0, 8), ha="center", fontsize=6, textcoords="offset points")
+    ax.set_xticks(range(len(REPORTED)), [known.student.replace("-", "-\n") for known in REPORTED])
+    ax.set(title="paper reports (ARC)", ylim=(0, 100), xlim=(-0.7, len(REPORTED) - 0.3))
+
+
+def _funnel_step(reason: str) -> str:
+    """Return the step that drops candidates for this reason."""
+    named = {"mask": "masked", "fill": "filled", "too few votes": "agreed by vote"}
+    return named.get(reason.partition(":")[0], "passed checks")
+
+
+def subplots(
+    rows: int, columns: int, *, width: float, height: float, layout: Any = "constrained", **grid: Any
+) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure of this size in inches, and its axes row by row."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(width, height), layout=layout, squeeze=False, gridspec_kw=grid
+    )
+    plt.close(fig)  # for pyplot it is done with: a notebook shows it once, where it is returned
+    return fig, list(axes.flat)
+
+
+def _method_bars(ax: Axes, rows: pd.DataFrame, x: str) -> None:
+    """Draw groups of bars in percent, one group per value of column `x`, one bar per method."""
+    groups, methods = list(rows[x].drop_duplicates()), _methods(rows)
+    width = 0.8 / len(methods)
+    for i, method in enumerate(methods):
+        part = rows[rows["method"] == method]
+        at = part[x].map(groups.index) + (i - (len(methods) - 1) / 2) * width
+        ax.bar(at, 100 * part["accuracy"], width * 0.92, color=METHOD_STYLES[method][0], alpha=0.35)
+        _points(ax, at, part, method)
+    ax.set_xticks(range(len(groups)), groups)
+    ax.tick_params(axis="x", length=0)
+
+
+def _points(ax: Axes, x: pd.Series[Any], rows: pd.DataFrame, method: str, line: str = "none") -> None:
+    """Draw accuracies in percent as the method's markers, with their intervals."""
+    color, marker = METHOD_STYLES[method]
+    y = 100 * rows["accuracy"]
+    reach = [(y - 100 * rows["ci_low"]).clip(lower=0), (100 * rows["ci_high"] - y).clip(lower=0)]
+    ax.errorbar(
+        x, y, reach, color=color, marker=marker, linestyle=line, elinewidth=1, capsize=2, label=method
+    )
+
+
+def _chance_line(ax: Axes, shares: Sequence[float | None]) -> None:
+    for x, share in enumerate(shares):
+        if share is not None:
+            ends = (x - 0.45, x + 0.45)
+            ax.hlines(100 * share, *ends, color="black", linestyle="--", linewidth=0.8, label="guessing")
+
+
+def _legend_below(fig: Figure, columns: int = 6) -> Figure:
+    named = {
+        label: handle
+        for ax in fig.axes
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    labels = [name for name in (*METHOD_STYLES, "guessing") if name in named]
+    fig.legend([named[name] for name in labels], labels, loc="outside lower center", ncols=columns)
+    return fig
+
+
+def _methods(rows: pd.DataFrame) -> list[str]:
+    present = set(rows["method"])
+    if unknown := present - set(METHOD_STYLES):
+        raise DataError(f"no color and marker for {', '.join(unknown)}; add them to figures.METHOD_STYLES")
+    return [method for method in METHOD_STYLES if method in present]
+
+
+def _own(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return the seed-averaged main scores on the training data set's own test splits."""
+    rows = measures.over_seeds(metrics[measures.is_main(metrics)])
+    return rows[rows["train_dataset"] == rows["test_dataset"]]
+
+
+def _only(rows: pd.DataFrame, *columns: str) -> None:
+    require_rows(rows, "metrics of the test splits shown")
+    for column in columns:
+        if rows[column].nunique() > 1:
+            raise DataError(
+                f"this figure shows one {column}, got {', '.join(rows[column].unique())}; choose one"
+            )
+
+
+def require_rows(rows: pd.DataFrame, what: str) -> None:
+    """Raise DataError when there is nothing to draw."""
+    if rows.empty:
+        raise DataError(f"nothing to draw: there are no {what}")

@@ -1,0 +1,348 @@
+"""From predictions to `metrics.csv` and `comparisons.csv`, for one study or many gathered.
+
+Everything is computed from one tidy table of predictions (`PREDICTION_COLUMNS`), which is also
+committed as `predictions.csv`, so that every number can be recomputed without a student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cfdistill import data, runs, stats
+from cfdistill.errors import DataError, StageError
+from cfdistill.params import Params
+from cfdistill.schema import Prediction
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUN = ["train_dataset", "student", "seed"]
+PREDICTION_COLUMNS = [
+    *RUN, "method", "dataset", "split", "subset", "scene", "scoring", "id", "gold", "stereotype", "predicted",
+]  # fmt: skip
+METRIC_KEYS = ["train_dataset", "method", "student", "seed", "test_dataset", "test_split", "scoring"]
+METRIC_VALUES = ["accuracy", "ci_low", "ci_high", "lure_rate", "pair_consistency", "unparsed_rate"]
+METRIC_COLUMNS = [*METRIC_KEYS, "n", *METRIC_VALUES]
+COMPARISON_KEYS = ["train_dataset", "student", "test_dataset", "test_split", "method_a", "method_b"]
+COMPARISON_VALUES = ["delta", "ci_low", "ci_high", "p_mcnemar", "p_holm"]
+COMPARISON_COLUMNS = [*COMPARISON_KEYS, "n", *COMPARISON_VALUES]
+OURS = "cf-distill"
+METHOD_ORDER = (
+    "ft", "ft-cot", "ft-cot-long", "multi-view", "cf-only", "cf-unfiltered", "cf-random-mask", OURS,
+)  # fmt: skip
+OWN_SPLITS = ("id", "shift", "shift_reachable", "shift_heldout")  # only tested on the training data set
+SUBSETS = ("reachable", "heldout")  # parts of `shift` that are reported beside the whole
+FILES = ("metrics.csv", "comparisons.csv", "predictions.csv")
+
+
+def main_scoring(method: str) -> str:
+    """Return the scoring a method is compared by: what it was trained to write first."""
+    return "label" if method == "ft" else "direct"
+
+
+def predictions_table(
+    predictions: Sequence[Prediction], train_dataset: str, student: str, seed: int
+) -> pd.DataFrame:
+    """Return predictions as a table with `PREDICTION_COLUMNS`, without the generated texts.
+
+    Raises:
+        DataError: there are none, or one question was answered twice by the same method and scoring.
+    """
+    import pandas as pd
+
+    if not predictions:
+        raise DataError("there are no predictions to measure; run notebook 05_evaluation first")
+    table = pd.DataFrame([p.to_json() for p in predictions]).rename(columns={"question_id": "id"})
+    table = table.assign(train_dataset=train_dataset, student=student, seed=seed)
+    table = table[PREDICTION_COLUMNS].astype({"stereotype": "Int64", "predicted": "Int64"})
+    twice = table.duplicated([*RUN, "method", "dataset", "split", "scoring", "id"])
+    if twice.any():
+        raise DataError(f"question {table['id'][twice].iloc[0]} was answered twice by the same method")
+    return table
+
+
+def metrics_table(
+    predictions: Sequence[Prediction], train_dataset: str, student: str, seed: int
+) -> pd.DataFrame:
+    """Return one row of metrics per method, test data set, split and scoring.
+
+    `shift` is reported whole and by the parts `shift_reachable` and `shift_heldout`. An answer that
+    could not be read counts as wrong. `lure_rate` is the share of all items that were answered wrongly
+    with the stereotype; `pair_consistency` the share of pairs of questions from one scene with
+    different right answers that are both answered right. Both are NaN where the data set has no such
+    thing. Intervals are Wilson's.
+
+    Returns:
+        A table with the columns `METRIC_COLUMNS`; rates are shares, not percent.
+    """
+    return _metrics(predictions_table(predictions, train_dataset, student, seed))
+
+
+def comparisons_table(predictions: pd.DataFrame, samples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Compare cf-distill with every other method on the same items.
+
+    Each method counts with its main scoring, over the training seeds that both methods have. Holm's
+    correction is taken over all rows of the table.
+
+    Args:
+        predictions: table with `PREDICTION_COLUMNS`, of one study or several.
+        samples: bootstrap resamples.
+        seed: of the bootstrap.
+
+    Returns:
+        A table with the columns `COMPARISON_COLUMNS`; `n` counts items, `delta` is a share.
+
+    Raises:
+        DataError: two methods share no items or seeds to be paired on, or lack their main scoring.
+    """
+    import pandas as pd
+
+    rows = []
+    cell = ["train_dataset", "student", "dataset", "split"]
+    for keys, group in _with_subsets(predictions).groupby(cell, sort=False):
+        methods = set(group["method"])
+        answers = {m: _right_by_seed(group[group["method"] == m], m) for m in methods}
+        for other in sorted(methods - {OURS}) if OURS in methods else []:
+            ours, theirs = _paired(answers[OURS], answers[other], f"{OURS} and {other}", keys)
+            found = stats.paired_bootstrap(ours, theirs, samples, seed)
+            p = stats.mcnemar_exact(ours, theirs)
+            rows.append([*keys, OURS, other, ours.shape[1], *found, p])
+    table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS[:-1])
+    table["p_holm"] = stats.holm(table["p_mcnemar"].tolist())
+    return _ordered(table, COMPARISON_KEYS)
+
+
+def over_seeds(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Average metrics over training seeds; adds the column `seeds` and drops `seed`.
+
+    With one seed the interval stays as it is. With several, the Wilson interval of the mean and the
+    spread between seeds (±1.96 standard errors) are added in quadrature: wide rather than narrow,
+    because all seeds answer the same items (our choice).
+    """
+    import pandas as pd
+
+    keys = [k for k in METRIC_KEYS if k != "seed"]
+    rows = []
+    for key, group in metrics.groupby(keys, sort=False):
+        means = group[METRIC_VALUES].mean()
+        n = int(group["n"].iloc[0])
+        if len(group) > 1:
+            accuracy = float(means["accuracy"])
+            low, high = stats.proportion_interval(round(accuracy * n), n)
+            spread = 1.96 * float(group["accuracy"].std(ddof=1)) / len(group) ** 0.5
+            means["ci_low"] = max(0.0, accuracy - ((accuracy - low) ** 2 + spread**2) ** 0.5)
+            means["ci_high"] = min(1.0, accuracy + ((high - accuracy) ** 2 + spread**2) ** 0.5)
+        rows.append([*key, n, *means, len(group)])
+    return pd.DataFrame(rows, columns=[*keys, "n", *METRIC_VALUES, "seeds"])
+
+
+def transfer(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return the seed-averaged rows that a train × test matrix is made of (the paper's Fig. 5).
+
+    These are the main scorings on splits that share no scene with training: `new`, or a benchmark's
+    own test split. On the diagonal train and test data set are the same.
+    """
+    table = over_seeds(metrics[is_main(metrics)])
+    return table[~table["test_split"].isin(OWN_SPLITS)].reset_index(drop=True)
+
+
+def ood_matrix(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracies as a matrix: (train data set, student, method) × test data set."""
+    return transfer(metrics).pivot_table(
+        index=["train_dataset", "student", "method"], columns="test_dataset", values="accuracy", sort=False
+    )
+
+
+def is_main(metrics: pd.DataFrame) -> pd.Series[bool]:
+    """Tell which rows hold the main scoring of their method."""
+    return metrics["scoring"] == metrics["method"].map(main_scoring)
+
+
+def build(params: Params) -> runs.Stage:
+    """Reuse or make the stage `metrics`: `metrics.csv`, `comparisons.csv`, `predictions.csv`.
+
+    Raises:
+        StageError: an evaluation of one of the methods on one of the test data sets is missing.
+    """
+    made = runs.stage("metrics", params)
+    if made.is_complete():
+        return made
+    inputs, predictions = [], []
+    for method in params.methods:
+        for dataset in params.test_datasets:
+            done = runs.require(runs.stage("evaluation", params, method=method, dataset=dataset))
+            inputs.append(done)
+            for split in data.test_splits(dataset, params):
+                for file in sorted(done.path.glob(f"predictions.{split}.*.jsonl")):
+                    predictions += done.read(file.name, Prediction)
+    table = predictions_table(predictions, params.train_dataset, params.student, params.seed)
+    comparisons = comparisons_table(table, params.bootstrap_samples)
+    with made.draft(params, inputs) as draft:
+        write_results(draft.path, _metrics(table), comparisons, table)
+    return made
+
+
+def each_row(table: pd.DataFrame) -> list[Any]:
+    """Return the rows with their columns as attributes (typed Any: pandas cannot know them)."""
+    return list(table.itertuples())
+
+
+def write_results(
+    folder: Path, metrics: pd.DataFrame, comparisons: pd.DataFrame, predictions: pd.DataFrame
+) -> None:
+    """Write the three tables into a folder, byte for byte the same for the same numbers."""
+    for name, table in zip(FILES, (metrics, comparisons, predictions), strict=True):
+        write_csv(table, folder / name)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV with six significant digits."""
+    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def read_csv(folder: Path, name: str) -> pd.DataFrame:
+    """Read one of `FILES` back with its types.
+
+    Raises:
+        StageError: the file is missing, or is no table.
+    """
+    import pandas as pd
+
+    types: dict[str, Any] = dict.fromkeys([*METRIC_VALUES, *COMPARISON_VALUES], "float64")
+    types |= {"stereotype": "Int64", "predicted": "Int64", "id": str, "scene": str, "subset": str}
+    empty = dict.fromkeys(["stereotype", "predicted", *METRIC_VALUES], "")  # elsewhere "" is a text
+    path = folder / name
+    try:
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=empty)
+    except FileNotFoundError as error:
+        raise StageError(f"{path} is missing; make it with notebook 05_evaluation") from error
+    except ValueError as error:  # also pandas' own EmptyDataError and ParserError
+        raise StageError(f"{path} is no valid table ({error}); make it again") from error
+    return table
+
+
+def gather(folders: Iterable[Path], samples: int = 2000) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Put the results of any number of studies together.
+
+    Rows that are the same in two folders count once. The comparisons are computed anew from the
+    predictions, because they run over all seeds, and Holm's family is everything gathered.
+
+    Args:
+        folders: each holds `metrics.csv` and `predictions.csv`.
+        samples: bootstrap resamples.
+
+    Returns:
+        The tables of metrics and of comparisons.
+
+    Raises:
+        StageError: a file is missing or damaged.
+        DataError: no folder was given, or two folders give different results for the same cell.
+    """
+    paths = [Path(f) for f in folders]
+    if not paths:
+        raise DataError("there are no results folders to gather")
+    metrics = _joined(paths, "metrics.csv", METRIC_KEYS)
+    keys = [*RUN, "method", "dataset", "split", "scoring", "id"]
+    predictions = _joined(paths, "predictions.csv", keys)
+    return _ordered(metrics, METRIC_KEYS), comparisons_table(predictions, samples)
+
+
+def _joined(folders: Sequence[Path], name: str, keys: list[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    table = pd.concat([read_csv(f, name) for f in folders], ignore_index=True).drop_duplicates()
+    clash = table[table.duplicated(keys)]
+    if len(clash):
+        cell = ", ".join(f"{k} {clash[k].iloc[0]}" for k in keys)
+        raise DataError(
+            f"{name}: two of the folders {', '.join(map(str, folders))} hold different results for {cell}; "
+            "they were made with different parameters, so gather them apart"
+        )
+    return table.reset_index(drop=True)
+
+
+def _with_subsets(predictions: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    parts = predictions[(predictions["split"] == "shift") & predictions["subset"].isin(SUBSETS)]
+    return pd.concat([predictions, parts.assign(split="shift_" + parts["subset"])], ignore_index=True)
+
+
+def _metrics(predictions: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    table = _with_subsets(predictions).rename(columns={"dataset": "test_dataset", "split": "test_split"})
+    rows = [[*key, *_measure(cell)] for key, cell in table.groupby(METRIC_KEYS, sort=False)]
+    return _ordered(pd.DataFrame(rows, columns=METRIC_COLUMNS), METRIC_KEYS)
+
+
+def _measure(cell: pd.DataFrame) -> list[float]:
+    right = _right(cell)
+    n = len(cell)
+    lured = (~right & (cell["predicted"] == cell["stereotype"]).fillna(False)).mean()
+    return [
+        n,
+        right.mean(),
+        *stats.proportion_interval(int(right.sum()), n),
+        float("nan") if cell["stereotype"].isna().all() else lured,
+        _pair_consistency(cell.assign(right=right)),
+        cell["predicted"].isna().mean(),
+    ]
+
+
+def _right(predictions: pd.DataFrame) -> pd.Series[bool]:
+    return (predictions["predicted"] == predictions["gold"]).fillna(False).astype(bool)
+
+
+def _pair_consistency(cell: pd.DataFrame) -> float:
+    # Options are shuffled per question, so equal gold indices do not mean equal answers; the testbed's
+    # ids `<scene>.f<frame>.v<variant>.c<cue>` tell the variants of a scene apart.
+    scenes: dict[str, list[tuple[str, bool]]] = {}
+    for row in each_row(cell[cell["scene"] != ""]):
+        scenes.setdefault(row.scene, []).append((row.id.rpartition(".c")[0], row.right))
+    pairs = [
+        first_right and second_right
+        for answers in scenes.values()
+        for (first, first_right), (second, second_right) in combinations(answers, 2)
+        if first != second
+    ]
+    return sum(pairs) / len(pairs) if pairs else float("nan")
+
+
+def _right_by_seed(predictions: pd.DataFrame, method: str) -> pd.DataFrame:
+    """Return right (1) or wrong (0) under the main scoring: one row per seed, one column per item."""
+    scored = predictions[predictions["scoring"] == main_scoring(method)]
+    if scored.empty:
+        raise DataError(
+            f"comparisons need {main_scoring(method)!r} predictions of {method}; add it to scorings"
+        )
+    return scored.assign(right=_right(scored).astype(float)).pivot(index="seed", columns="id", values="right")
+
+
+def _paired(a: pd.DataFrame, b: pd.DataFrame, names: str, cell: Any) -> tuple[Any, Any]:
+    seeds = a.index.intersection(b.index)
+    where = f"{names} on {cell[2]} {cell[3]} (trained on {cell[0]}, student {cell[1]})"
+    if not len(seeds):
+        raise DataError(f"{where} have no training seed in common; run both with the same seed")
+    if (
+        set(a.columns) != set(b.columns)
+        or a.loc[seeds].isna().any(axis=None)
+        or b.loc[seeds].isna().any(axis=None)
+    ):
+        raise DataError(f"{where} answered different questions; evaluate both with the same parameters")
+    return a.loc[seeds].to_numpy(), b.loc[seeds, a.columns].to_numpy()
+
+
+def _ordered(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Sort rows by their keys: methods and splits in the order they are told of, the rest by name."""
+    ranks = {name: i for i, name in enumerate((*METHOD_ORDER, *OWN_SPLITS))}
+
+    def rank(column: pd.Series[Any]) -> pd.Series[Any]:
+        if column.name not in ("method", "method_a", "method_b", "test_split"):
+            return column
+        return column.map(lambda name: f"{ranks.get(name, 99):02}{name}")
+
+    return table.sort_values(keys, key=rank, kind="stable").reset_index(drop=True)

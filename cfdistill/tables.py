@@ -1,0 +1,255 @@
+"""The paper's Table 1 from our metrics, as markdown, LaTeX, CSV and plain text, and the README's numbers."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cfdistill import metrics as measures
+from cfdistill.errors import DataError
+from cfdistill.stats import ALPHA
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+ROW = ["train_dataset", "student", "method"]
+
+
+class Reported(NamedTuple):
+    """An accuracy that the paper reports, in percent."""
+
+    student: str
+    dataset: str
+    method: str
+    accuracy: float
+
+
+# All numbers of the paper that are known to us. They are shown beside ours, never mixed with them.
+REPORTED = (
+    Reported("gpt2", "ARC", measures.OURS, 40.42),
+    Reported("gpt2-medium", "ARC", "standard methods", 36.70),
+)
+REPORTED_GAIN = 11.43  # points over FT-CoT, averaged over the paper's students and data sets
+REPORTED_NOTE = (
+    f"Reported by the paper (other data and students, so not comparable with ours): {measures.OURS} is "
+    f"{REPORTED_GAIN:+.2f} points above ft-cot on average; on ARC, "
+    + ", ".join(f"{r.student} with {r.method} {r.accuracy:.2f}" for r in REPORTED)
+    + "."
+)
+
+
+def short_name(dataset: str) -> str:
+    """Return a data set's name without the testbed's prefix."""
+    return dataset.removeprefix("weasel-")
+
+
+def table1(
+    metrics: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    bold: Callable[[str], str] = str,
+    mark: str = "*",
+) -> pd.DataFrame:
+    """Return accuracies in percent, method × test set, as texts like "61.0 [51.2, 70.0]".
+
+    Args:
+        metrics: table with `METRIC_COLUMNS`; several training seeds are averaged.
+        comparisons: table with `COMPARISON_COLUMNS`.
+        bold: applied to the highest accuracy of each training data set, student and test set.
+        mark: appended where the method differs from cf-distill (Holm-adjusted p < 0.05).
+
+    Returns:
+        A table with the columns train_dataset and student where they vary, then method and test sets.
+
+    Raises:
+        DataError: there is nothing to show.
+    """
+    cells = _cells(metrics, comparisons)
+    if cells.empty:
+        raise DataError("there are no metrics to put into a table; run notebook 05_evaluation first")
+    cells["text"] = [
+        (bold(c.text) if c.best else c.text) + (mark if c.differs else "") for c in measures.each_row(cells)
+    ]
+    table = cells.pivot_table(index=ROW, columns="test", values="text", aggfunc="first", sort=False)
+    columns = sorted(table.columns, key=lambda c: c.startswith("OOD "))  # stable: own splits come first
+    table = table[columns].fillna("–").reset_index().rename_axis(columns=None)
+    return table.drop(columns=[c for c in ROW[:2] if table[c].nunique() == 1])
+
+
+def caption(metrics: pd.DataFrame) -> str:
+    """Return what the table shows: training data, students, questions, seeds, and how to read it."""
+    cells = _cells(metrics)
+    sizes = cells.drop_duplicates("test").set_index("test")["n"]
+    each = (
+        f"n = {sizes.iloc[0]} questions each" if sizes.nunique() == 1 else f"n = {_listed(sizes)} questions"
+    )
+    return (
+        f"Accuracy in % with 95 % intervals; trained on {_names(metrics['train_dataset'])}, student "
+        f"{_names(metrics['student'])}, {each}, seed {_names(metrics['seed'])}. Bold: highest. "
+        f"*: differs from {measures.OURS} (exact McNemar test, Holm-adjusted p < {ALPHA})."
+    )
+
+
+def to_markdown(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
+    """Return the table and its caption as markdown, without the paper's numbers."""
+    table = table1(metrics, comparisons, bold=lambda text: f"**{text}**", mark=r"\*")
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{rows}\n\n{caption(metrics).replace('*', chr(92) + '*')}\n"
+
+
+def to_latex(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
+    """Return the table as a LaTeX table environment; it needs the package booktabs."""
+    table = table1(metrics, comparisons, bold=lambda text: rf"\textbf{{{text}}}", mark="$^{*}$")
+    rows = [" & ".join(_tex(cell) for cell in row) + r" \\" for row in table.to_numpy().tolist()]
+    return "\n".join(
+        [
+            r"\begin{table*}",
+            r"\centering\small",
+            rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
+            r"\toprule",
+            " & ".join(_tex(column) for column in table.columns) + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\caption{{{_tex(caption(metrics))} {_tex(REPORTED_NOTE)}}}",
+            r"\label{tab:results}",
+            r"\end{table*}",
+            "",
+        ]
+    )
+
+
+def to_text(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
+    """Return the table, its caption and the differences as plain text for a terminal."""
+    table = table1(metrics, comparisons).to_string(index=False)
+    notes = [caption(metrics).replace("Bold: highest. ", ""), *differences(comparisons).splitlines()]
+    return "\n\n".join([table, *(textwrap.fill(note, 100) for note in notes)]) + "\n"
+
+
+def write_tables(folder: Path, metrics: pd.DataFrame, comparisons: pd.DataFrame) -> None:
+    """Write `table1.md`, `table1.tex` and `table1.csv` into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    markdown = f"{to_markdown(metrics, comparisons)}\n{REPORTED_NOTE}\n"
+    (folder / "table1.md").write_text(markdown, encoding="utf-8")
+    (folder / "table1.tex").write_text(to_latex(metrics, comparisons), encoding="utf-8")
+    measures.write_csv(table1(metrics, comparisons), folder / "table1.csv")
+
+
+def differences(comparisons: pd.DataFrame) -> str:
+    """Return one line per compared method: differences in points, intervals, adjusted p-values."""
+    lines = []
+    for keys, rows in comparisons.groupby(["train_dataset", "student", "method_a", "method_b"], sort=False):
+        train, student, ours, other = keys
+        found = [
+            f"{_test_name(row)} {100 * row.delta:+.1f} "
+            f"[{100 * row.ci_low:+.1f}, {100 * row.ci_high:+.1f}], {_p(row.p_holm)}"
+            for row in measures.each_row(rows)
+        ]
+        lines.append(f"- {ours} minus {other} ({train}, {student}): {'; '.join(found)}.")
+    return "\n".join(lines)
+
+
+def readme_block(metrics: pd.DataFrame, comparisons: pd.DataFrame, manifest: Mapping[str, Any]) -> str:
+    """Return the README's results in markdown, made of nothing but numbers that were measured.
+
+    Args:
+        metrics: table with `METRIC_COLUMNS`.
+        comparisons: table with `COMPARISON_COLUMNS`.
+        manifest: of the whole study; `machine` (processor, cores) and `seconds` in total are read.
+    """
+    machine = manifest["machine"]
+    return "\n\n".join(
+        [
+            to_markdown(metrics, comparisons).strip(),
+            "Differences in accuracy, in points, with 95 % intervals (paired bootstrap) and p-values (exact "
+            f"McNemar test, Holm-adjusted over all {len(comparisons)} comparisons):",
+            differences(comparisons),
+            _lures(metrics),
+            f"Made on {machine['cores']} cores ({machine['processor']}) in "
+            f"{manifest['seconds'] / 60:.1f} minutes in total.",
+            REPORTED_NOTE,
+        ]
+    )
+
+
+def write_readme(path: Path, block: str) -> bool:
+    """Put the block between the README's result markers; tells whether the file changed.
+
+    Raises:
+        DataError: the file does not hold each marker once, in order.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in before + after:
+        raise DataError(f"{path} must hold {BEGIN} and, after it, {END}, each once")
+    new = f"{before}{BEGIN}\n{block}\n{END}{after}"
+    if new != text:
+        path.write_text(new, encoding="utf-8")
+    return new != text
+
+
+def _cells(metrics: pd.DataFrame, comparisons: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return one row per table cell, with its text, and whether it is the best and differs from ours."""
+    cells = measures.over_seeds(metrics[measures.is_main(metrics)])
+    cells = cells[~cells["test_split"].isin([f"shift_{s}" for s in measures.SUBSETS])]
+    cells = cells.assign(
+        test=[_test_name(c) for c in measures.each_row(cells)],
+        text=[
+            f"{100 * c.accuracy:.1f} [{100 * c.ci_low:.1f}, {100 * c.ci_high:.1f}]"
+            for c in measures.each_row(cells)
+        ],
+        shown=(100 * cells["accuracy"]).round(1),
+    )
+    best = cells.groupby(["train_dataset", "student", "test"])["shown"].transform("max")
+    cells["best"] = cells["shown"] == best
+    if comparisons is not None:
+        keys = ["train_dataset", "student", "test_dataset", "test_split", "method_b"]
+        significant = set(comparisons[comparisons["p_holm"] < ALPHA][keys].itertuples(index=False, name=None))
+        ours = cells[[*keys[:-1], "method"]].itertuples(index=False, name=None)
+        cells["differs"] = [key in significant for key in ours]
+    return cells
+
+
+def _test_name(row: Any) -> str:
+    """Name a test set as seen from training: its own split, or another data set."""
+    if row.test_dataset == row.train_dataset:
+        return str(row.test_split)
+    split = "" if row.test_split == "new" else f" {row.test_split}"
+    return f"OOD {short_name(row.test_dataset)}{split}"
+
+
+def _lures(metrics: pd.DataFrame) -> str:
+    shift = measures.over_seeds(metrics[measures.is_main(metrics) & (metrics["test_split"] == "shift")])
+    lines = [
+        f"{train} {student}: "
+        + ", ".join(
+            f"{r.method} {100 * r.lure_rate:.1f} %" for r in measures.each_row(rows) if r.lure_rate >= 0
+        )
+        for (train, student), rows in shift.groupby(["train_dataset", "student"], sort=False)
+    ]
+    return (
+        f"Lure rate on `shift` (wrong, and the stereotype was chosen): {'; '.join(lines) or 'not measured'}."
+    )
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def _names(column: pd.Series[Any]) -> str:
+    return ", ".join(map(str, column.drop_duplicates()))
+
+
+def _listed(sizes: pd.Series[Any]) -> str:
+    return ", ".join(f"{n} ({test})" for test, n in sizes.items())
+
+
+def _tex(text: str) -> str:
+    for character in "&%#_":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("–", "--")

@@ -1,0 +1,247 @@
+"""Figures from simulated tables: what is drawn, what is saved, and that saving twice gives the same bytes."""
+
+import json
+import random
+import subprocess
+import sys
+import warnings
+
+import pandas as pd
+import pytest
+
+from cfdistill import answer_figures, figures, metrics
+from cfdistill.errors import DataError
+from cfdistill.schema import Prediction, Question
+
+DATASETS = ("weasel-commonsense", "weasel-qualitative", "weasel-science")
+METHODS = ("ft", "ft-cot", "cf-distill")
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def study(train="weasel-commonsense", student="smollm2-135m", seed=0):
+    """Metrics of random answers on a training set's own splits and on the other sets."""
+    rng = random.Random(f"{train}/{student}/{seed}")
+    cells = [(train, split) for split in ("id", "shift", "new")]
+    cells += [(dataset, "new") for dataset in DATASETS if dataset != train]
+    answers = [
+        Prediction(
+            f"q{i}", dataset, split, "", "", method, metrics.main_scoring(method), 0, 1, rng.randrange(4), ""
+        )
+        for dataset, split in cells
+        for method in METHODS
+        for i in range(20)
+    ]
+    return metrics.metrics_table(answers, train, student, seed)
+
+
+def texts(fig):
+    """All words of a figure, after a drawing that must not warn."""
+    fig.canvas.draw()
+    found = [t.get_text() for t in fig.findobj(lambda artist: hasattr(artist, "get_text")) if t.get_visible()]
+    return "\n".join(found)
+
+
+def test_every_method_has_its_own_color_and_marker():
+    assert set(figures.METHOD_STYLES) == set(metrics.METHOD_ORDER)
+    for looks in zip(*figures.METHOD_STYLES.values(), strict=True):
+        assert len(set(looks)) == len(looks)
+
+
+def test_headline_draws_a_bar_per_method_and_split_at_its_accuracy():
+    table = study()
+    fig = figures.fig_headline(table, chance=0.25)
+    right, lured = fig.axes
+    own = table[(table.method == "ft-cot") & (table.test_dataset == "weasel-commonsense")]
+    assert [bar.get_height() for bar in right.containers[2]] == pytest.approx(list(100 * own.accuracy))
+    assert len(right.patches) == len(lured.patches) == 9
+    words = texts(fig)
+    assert all(word in words for word in (*METHODS, "id", "shift", "new", "guessing"))
+    assert fig.get_size_inches()[0] == figures.PAGE
+
+
+def test_headline_averages_seeds_and_shows_one_student():
+    two = pd.concat([study(seed=0), study(seed=1)])
+    assert len(figures.fig_headline(two).axes[0].patches) == 9
+    with pytest.raises(DataError, match="one student, got a, b"):
+        figures.fig_headline(pd.concat([study(student="a"), study(student="b")]))
+    with pytest.raises(DataError, match="nothing to draw"):
+        figures.fig_headline(study()[:0])
+
+
+@pytest.mark.parametrize("trained_on", [DATASETS[:1], DATASETS[:2], DATASETS])
+def test_fig5_has_a_panel_per_training_set(trained_on):
+    fig = figures.fig5_ood(pd.concat([study(name) for name in trained_on]), {"weasel-science": 0.25})
+    panels = [ax for ax in fig.axes if ax.get_visible()]
+    assert [ax.get_title() for ax in panels] == [f"trained on {figures.short_name(n)}" for n in trained_on]
+    assert all(len(ax.patches) == 2 * 3 for ax in panels)  # two other sets, three methods
+    assert "guessing" in texts(fig)
+
+
+def test_fig6_says_when_there_is_one_student_and_keeps_reported_numbers_apart():
+    one = figures.fig6_architectures(study())
+    assert "one student only" in texts(one)
+    ours, reported = one.axes
+    assert "40.42" in "".join(t.get_text() for t in reported.texts)
+    assert not ours.texts
+    many = figures.fig6_architectures(pd.concat([study(student=s) for s in ("gpt2", "opt-125m")]))
+    assert "one student only" not in texts(many)
+    assert [t.get_text() for t in many.axes[0].get_xticklabels()] == ["gpt2", "opt-125m"]
+    with pytest.raises(DataError, match="split 'test'"):
+        figures.fig6_architectures(study(), "test")
+
+
+def test_figures_of_a_benchmark_without_testbed_splits():
+    table = study()
+    table = table[(table.test_dataset == "weasel-commonsense") & (table.test_split == "new")]
+    table = table.assign(train_dataset="csqa", test_dataset="csqa", test_split="test", lure_rate=float("nan"))
+    assert len(figures.fig_headline(table).axes) == 1
+    assert "csqa, split test" in texts(figures.fig6_architectures(table))
+    assert "tested on the training data set only" in texts(figures.fig5_ood(table))
+
+
+def test_token_html_escapes_and_marks():
+    html = figures.token_html([("1 < 2?\n", False), ("<b>", True)])
+    assert html.startswith("1 &lt; 2?<br><u ")
+    assert html.endswith(">&lt;b&gt;</u>")
+
+
+def test_funnel_counts_by_hand():
+    reasons = ["", "", "", "mask: no JSON", "too few votes", "duplicate", "duplicate", "answer leaked", None]
+    counts = figures.funnel_counts(pd.DataFrame({"reason": reasons}))
+    assert list(counts.left) == [9, 8, 8, 5, 4]
+    assert list(counts.drops) == [
+        "",
+        "1 mask: no JSON",
+        "",
+        "2 duplicate, 1 answer leaked",
+        "1 too few votes",
+    ]
+    words = texts(figures.fig_funnel(counts))
+    assert "5 · dropped: 2 duplicate, 1 answer leaked" in words
+    assert texts(figures.fig_funnel(figures.funnel_counts(pd.DataFrame({"reason": [""]}))))
+
+
+def test_cost_labels_its_values():
+    fig = figures.fig_cost(pd.DataFrame({"step": ["mask", "ft"], "value": [1200.0, 3]}), "requests")
+    assert {"1,200", "3", "mask", "requests"} <= set(texts(fig).splitlines())
+
+
+def test_loss_curves_draw_each_method():
+    log = pd.DataFrame(
+        {"method": ["ft"] * 3 + ["cf-distill"] * 40, "step": [*range(3), *range(40)], "loss": 1.0}
+    )
+    fig = figures.fig_loss_curves(log)
+    assert len(fig.axes[0].lines) == 4  # raw and smoothed
+    assert "cf-distill" in texts(fig)
+    with pytest.raises(DataError, match="no color and marker for mine"):
+        figures.fig_loss_curves(log.assign(method="mine"))
+
+
+def test_spurious_sweep_has_a_point_per_rate():
+    table = pd.concat([study(seed=i).assign(spurious_rate=rate) for i, rate in enumerate((0.2, 0.5, 0.9))])
+    fig = figures.fig_spurious_sweep(table)
+    assert [ax.get_title() for ax in fig.axes] == [
+        "id: shortcut holds",
+        "shift: shortcut broken",
+        "new: unseen scenes",
+    ]
+    assert list(fig.axes[1].containers[0].lines[0].get_xdata()) == [0.2, 0.5, 0.9]
+
+
+QUESTIONS = (
+    Question(
+        "a", "weasel-commonsense", "shift", "Where is it?", ("shed", "drawer", "basket"), 2, stereotype=1
+    ),
+    Question("b", "weasel-commonsense", "new", "Costs $5 or $6?", ("five", "six"), 0),
+)
+
+
+def answer(question, method, predicted, text):
+    return Prediction(
+        question.id, question.dataset, question.split, "", "", method, "direct", question.answer,
+        question.stereotype, predicted, text,
+    )  # fmt: skip
+
+
+def answers():
+    first, second = QUESTIONS
+    return [
+        answer(first, "ft-cot", 1, "Such things are kept in a drawer. " * 10),
+        answer(first, "cf-distill", 2, "Sewing ends at the basket. So the answer is basket."),
+        answer(second, "ft-cot", None, "漢字 $$ \x07 " + "x" * 200),
+        answer(second, "cf-distill", 0, ""),
+    ]
+
+
+def test_qualitative_marks_right_wrong_and_stereotype():
+    table = answer_figures.answers_table(QUESTIONS, answers())
+    words = texts(answer_figures.fig_qualitative(table))
+    for expected in (
+        "✓ basket – right",
+        "✗ drawer – what the topic suggests",
+        "✗ ft-cot: drawer",
+        "✓ cf-distill: basket",
+        "✗ ft-cot: no readable answer",
+        "□□ $$",
+        "(no text)",
+        "Costs $5 or $6?",
+    ):
+        assert expected in words
+
+
+def test_qualitative_text_stays_in_its_panel():
+    fig = answer_figures.fig_qualitative(answer_figures.answers_table(QUESTIONS[:1], answers()))
+    fig.canvas.draw()
+    middle, end = fig.bbox.width / 2, fig.bbox.width
+    for text in fig.axes[0].texts:
+        box = text.get_window_extent()
+        assert box.x1 < (middle if box.x0 < middle and text.get_position()[1] > 1 else end)
+        assert box.y0 > 0
+
+
+def test_qualitative_needs_every_answer():
+    with pytest.raises(DataError, match="cf-distill did not answer question b"):
+        answer_figures.answers_table(QUESTIONS, answers()[:3])
+
+
+def test_saved_files_are_the_same_bytes_again(tmp_path):
+    table = study()
+    first, second, third = (tmp_path / name for name in ("one", "two", "from_csv"))
+    for folder in (first, second):
+        path = figures.save(figures.fig_headline(table), table, folder, "headline", "Bars.")
+        assert path == folder / "headline.png"
+    names = sorted(p.name for p in first.iterdir())
+    assert names == ["alt_texts.json", "headline.csv", "headline.pdf", "headline.png"]
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    again = metrics.read_csv(first, "headline.csv")
+    path = figures.save(figures.fig_headline(again), again, third, "headline", "Bars.")
+    assert path.read_bytes() == (first / "headline.png").read_bytes()
+
+
+def test_answers_survive_their_csv(tmp_path):
+    table = answer_figures.answers_table(QUESTIONS, answers())
+    metrics.write_csv(table, tmp_path / "a.csv")
+    again = pd.read_csv(tmp_path / "a.csv")
+    assert texts(answer_figures.fig_qualitative(again)) == texts(answer_figures.fig_qualitative(table))
+
+
+def test_alt_texts_are_collected(tmp_path):
+    cost = pd.DataFrame({"step": ["mask"], "value": [1]})
+    for name in ("b", "a"):
+        figures.save(figures.fig_cost(cost, "requests"), cost, tmp_path, name, f"Figure {name}.")
+    assert json.loads((tmp_path / "alt_texts.json").read_text()) == {"a": "Figure a.", "b": "Figure b."}
+
+
+def test_figures_do_without_torch():
+    code = (
+        "import sys; from cfdistill import answer_figures, figures, metrics, tables; "
+        "assert not {'torch', 'matplotlib', 'pandas', 'scipy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,280 @@
+"""Metrics by hand on a few answers, and the stage and gathering on simulated ones."""
+
+import math
+import random
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cfdistill import data, metrics, runs, stats
+from cfdistill.errors import DataError, StageError
+from cfdistill.schema import Prediction
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def prediction(item, predicted, *, gold=0, stereotype=1, method="cf-distill", scene="", **other):
+    scoring = metrics.main_scoring(method)
+    fields = {"dataset": "weasel-commonsense", "split": "shift", "subset": "", "scoring": scoring} | other
+    return Prediction(
+        question_id=item,
+        scene=scene,
+        method=method,
+        gold=gold,
+        stereotype=stereotype,
+        predicted=predicted,
+        text="…",
+        **fields,
+    )
+
+
+def simulate(methods, items=40, seed=0, split="new", rate=0.5):
+    """Answers of random students: right with probability `rate`, lured half of the rest."""
+    rng = random.Random(seed)
+    return [
+        prediction(f"q{i:02}", 0 if rng.random() < rate else rng.choice([1, 2]), method=m, split=split)
+        for m in methods
+        for i in range(items)
+    ]
+
+
+def table(predictions, seed=0, student="s"):
+    return metrics.metrics_table(predictions, "weasel-commonsense", student, seed)
+
+
+def test_rates_by_hand():
+    answers = [
+        prediction("a", 0),  # right
+        prediction("b", 1),  # lured
+        prediction("c", 2),  # wrong otherwise
+        prediction("d", None),  # unparsed: wrong
+        prediction("e", 1, gold=1),  # the stereotype is right: no lure
+    ]
+    row = table(answers).iloc[0]
+    assert list(table(answers).columns) == metrics.METRIC_COLUMNS
+    assert (row.n, row.accuracy, row.lure_rate, row.unparsed_rate) == (5, 0.4, 0.2, 0.2)
+    assert (row.ci_low, row.ci_high) == stats.proportion_interval(2, 5)
+    assert (row.train_dataset, row.method, row.student, row.seed) == (
+        "weasel-commonsense",
+        "cf-distill",
+        "s",
+        0,
+    )
+    assert (row.test_dataset, row.test_split, row.scoring) == ("weasel-commonsense", "shift", "direct")
+    assert math.isnan(row.pair_consistency)
+
+
+def test_no_stereotype_means_no_lure_rate():
+    assert math.isnan(table([prediction("a", 0, stereotype=None)]).lure_rate[0])
+
+
+def test_pair_consistency_counts_pairs_of_different_variants():
+    answers = [
+        prediction("s1.f2.v0.c0", 0, scene="s1"),
+        prediction("s1.f2.v0.c1", 0, scene="s1"),  # same variant as the line above: no pair
+        prediction("s1.f2.v1.c0", 0, scene="s1"),
+        prediction("s1.f2.v2.c0", 3, scene="s1"),  # wrong
+        prediction("s2.f2.v0.c0", 0, scene="s2"),  # alone in its scene
+    ]
+    assert table(answers).pair_consistency[0] == 2 / 5
+
+
+def test_variants_in_testbed_ids_are_answers(small_params):
+    for split in ("id", "shift", "new"):
+        for q in data.load("weasel-commonsense", split, small_params):
+            variant = q.id.rpartition(".c")[0]
+            same = [o for o in data.load("weasel-commonsense", split, small_params) if o.scene == q.scene]
+            assert all(
+                (o.id.rpartition(".c")[0] == variant) == (o.options[o.answer] == q.options[q.answer])
+                for o in same
+            )
+
+
+def test_shift_is_reported_whole_and_in_parts():
+    answers = [prediction("a", 0, subset="reachable"), prediction("b", 1, subset="heldout")]
+    found = table(answers).set_index("test_split").accuracy.to_dict()
+    assert found == {"shift": 0.5, "shift_reachable": 1, "shift_heldout": 0}
+
+
+def test_rows_come_in_the_order_of_methods_and_splits():
+    answers = [
+        a
+        for split in ("new", "shift", "id")
+        for a in simulate(["cf-distill", "ft-cot", "ft"], 4, split=split)
+    ]
+    found = table(answers)
+    assert list(dict.fromkeys(found.method)) == ["ft", "ft-cot", "cf-distill"]
+    assert list(dict.fromkeys(found.test_split)) == ["id", "shift", "new"]
+
+
+def test_bad_predictions_are_refused():
+    with pytest.raises(DataError, match="no predictions"):
+        table([])
+    with pytest.raises(DataError, match="question a was answered twice"):
+        table([prediction("a", 0), prediction("a", 1)])
+
+
+def compared(predictions, seed=0, **options):
+    tidy = metrics.predictions_table(predictions, "weasel-commonsense", "s", seed)
+    return metrics.comparisons_table(tidy, **options)
+
+
+def test_comparisons_against_every_other_method():
+    answers = simulate(["cf-distill"], seed=1, rate=0.9) + simulate(["ft", "ft-cot"], seed=2, rate=0.3)
+    found = compared(answers, samples=500)
+    assert list(found.columns) == metrics.COMPARISON_COLUMNS
+    assert list(found.method_b) == ["ft", "ft-cot"]
+    assert set(found.method_a) == {"cf-distill"}
+    row = found.iloc[1]
+    ours, theirs = (
+        np.array([p.predicted == 0 for p in answers if p.method == m]) for m in ("cf-distill", "ft-cot")
+    )
+    assert row.n == 40
+    assert (row.delta, row.ci_low, row.ci_high) == tuple(stats.paired_bootstrap(ours, theirs, 500, 0))
+    assert row.p_mcnemar == pytest.approx(stats.mcnemar_exact(ours, theirs))
+    assert list(found.p_holm) == pytest.approx(stats.holm(list(found.p_mcnemar)))
+
+
+def test_comparisons_pair_by_question_not_by_position():
+    answers = simulate(["cf-distill", "ft-cot"], seed=3)
+    shuffled = random.Random(0).sample(answers, len(answers))
+    assert compared(answers, samples=200).equals(compared(shuffled, samples=200))
+
+
+def test_comparisons_without_ours_are_empty():
+    assert compared(simulate(["ft", "ft-cot"])).empty
+    assert list(compared(simulate(["ft"])).columns) == metrics.COMPARISON_COLUMNS
+
+
+def test_comparisons_refuse_what_cannot_be_paired():
+    answers = simulate(["cf-distill", "ft-cot"])
+    with pytest.raises(
+        DataError, match=r"cf-distill and ft-cot on weasel-commonsense new .* different questions"
+    ):
+        compared(answers[:-1])
+    vote = [prediction("q00", 0, scoring="vote", split="new"), prediction("q00", 0, method="ft", split="new")]
+    with pytest.raises(DataError, match="need 'direct' predictions of cf-distill"):
+        compared(vote)
+
+
+def save(folder, predictions, seed=0, student="s"):
+    folder.mkdir(parents=True)
+    tidy = metrics.predictions_table(predictions, "weasel-commonsense", student, seed)
+    found = metrics.metrics_table(predictions, "weasel-commonsense", student, seed)
+    metrics.write_results(folder, found, metrics.comparisons_table(tidy), tidy)
+    return folder
+
+
+def test_gathering_one_folder_gives_what_it_holds(tmp_path):
+    answers = [
+        *simulate(["cf-distill", "ft", "ft-cot"], split="shift"),
+        prediction("none", None, method="ft"),
+    ]
+    answers += [prediction("none", 1, method=m, stereotype=None) for m in ("cf-distill", "ft-cot")]
+    folder = save(tmp_path / "a", answers)
+    found, comparisons = metrics.gather([folder, folder])
+    pd.testing.assert_frame_equal(found, metrics.read_csv(folder, "metrics.csv"))
+    pd.testing.assert_frame_equal(comparisons, metrics.read_csv(folder, "comparisons.csv"), rtol=1e-5)
+
+
+def test_gathering_compares_over_seeds(tmp_path):
+    methods = ["cf-distill", "ft-cot"]
+    folders = [save(tmp_path / f"{s}", simulate(methods, seed=s), seed=s) for s in range(3)]
+    found, comparisons = metrics.gather(folders)
+    assert list(found.seed) == [0, 1, 2] * 2
+    assert len(comparisons) == 1
+    assert comparisons.n[0] == 40
+    means = found.groupby("method").accuracy.mean()
+    assert comparisons.delta[0] == pytest.approx(means["cf-distill"] - means["ft-cot"], abs=1e-5)
+
+
+def test_gathering_refuses_different_results_for_one_cell(tmp_path):
+    folders = [save(tmp_path / f"{s}", simulate(["ft"], seed=s)) for s in range(2)]
+    with pytest.raises(DataError, match=r"different results for .*method ft.*gather them apart"):
+        metrics.gather(folders)
+    with pytest.raises(DataError, match="no results folders"):
+        metrics.gather([])
+
+
+def test_gathering_names_a_missing_or_damaged_file(tmp_path):
+    with pytest.raises(StageError, match=r"metrics\.csv is missing"):
+        metrics.gather([tmp_path])
+    (tmp_path / "metrics.csv").write_text("")
+    with pytest.raises(StageError, match="no valid table"):
+        metrics.gather([tmp_path])
+
+
+def test_over_seeds_widens_with_the_spread():
+    one = table(simulate(["ft"], seed=0))
+    same = pd.concat([one.assign(seed=s, accuracy=0.5) for s in range(3)])
+    spread = same.assign(accuracy=[0.4, 0.5, 0.6])
+    assert metrics.over_seeds(one).drop(columns="seeds").equals(one.drop(columns="seed"))
+    flat, wide = metrics.over_seeds(same).iloc[0], metrics.over_seeds(spread).iloc[0]
+    assert flat.seeds == 3
+    assert (flat.ci_low, flat.ci_high) == pytest.approx(stats.proportion_interval(20, 40))
+    assert wide.accuracy == pytest.approx(0.5)
+    assert 0 <= wide.ci_low < flat.ci_low
+    assert flat.ci_high < wide.ci_high <= 1
+
+
+def test_ood_matrix_holds_unseen_splits_only():
+    answers = simulate(["cf-distill", "ft"], split="id") + simulate(["cf-distill", "ft"], split="new")
+    answers += [prediction("x", 0, dataset="weasel-science", split="new", method="ft")]
+    matrix = metrics.ood_matrix(table(answers))
+    assert list(matrix.columns) == ["weasel-commonsense", "weasel-science"]
+    assert matrix.loc[("weasel-commonsense", "s", "ft"), "weasel-science"] == 1
+    assert np.isnan(matrix.loc[("weasel-commonsense", "s", "cf-distill"), "weasel-science"])
+
+
+def evaluate(params, method, dataset):
+    """Write an evaluation stage with random answers to the real test questions."""
+    rng = random.Random(f"{method}/{dataset}")
+    with runs.stage("evaluation", params, method=method, dataset=dataset).draft(params) as draft:
+        for split in data.test_splits(dataset, params):
+            draft.write(
+                f"predictions.{split}.{metrics.main_scoring(method)}.jsonl",
+                [
+                    prediction(
+                        q.id,
+                        rng.choice([*range(len(q.options)), None]),
+                        gold=q.answer,
+                        stereotype=q.stereotype,
+                        method=method,
+                        dataset=dataset,
+                        split=split,
+                        scene=q.scene,
+                        subset=q.subset,
+                    )
+                    for q in data.load(dataset, split, params)
+                ],
+            )
+
+
+def test_stage_needs_every_evaluation(small_params):
+    evaluate(small_params, "ft", "weasel-commonsense")
+    with pytest.raises(StageError, match=r"evaluation is missing.*weasel-science"):
+        metrics.build(small_params)
+
+
+def test_stage_is_the_same_byte_for_byte(small_params, tmp_path):
+    made = []
+    for run in ("one", "two"):
+        params = small_params.model_copy(update={"run_root": str(tmp_path / run)})
+        for method in params.methods:
+            for dataset in params.test_datasets:
+                evaluate(params, method, dataset)
+        made.append(metrics.build(params))
+        assert metrics.build(params).manifest() == made[-1].manifest()
+    for name in metrics.FILES:
+        assert (made[0].path / name).read_bytes() == (made[1].path / name).read_bytes()
+    found = metrics.read_csv(made[0].path, "metrics.csv")
+    assert len(found) == 3 * (5 + 1)  # methods × (id, shift and its parts, new; the other's new)
+    assert found.pair_consistency.notna().any()
+    assert "text" not in metrics.read_csv(made[0].path, "predictions.csv")
