@@ -101,6 +101,8 @@ class Params(BaseModel):
             ("student", [self.student], STUDENTS),
         ):
             _check_list(name, values, known)
+        if "direct" not in self.scorings:
+            raise ValueError("scorings: must hold direct, by which methods are compared")
         if self.vote_threshold > self.reasoning_paths:
             raise ValueError(f"vote_threshold is above reasoning_paths ({self.reasoning_paths})")
         if self.min_edit_ratio > self.max_edit_ratio:

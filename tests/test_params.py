@@ -24,6 +24,7 @@ PROFILES = sorted((project_root() / "params").rglob("*.yaml"))
         ({"methods": "ft,ft"}, "methods: needs at least one value, each once"),
         ({"teacher": "gpt"}, "teacher: Input should be 'offline', 'recorded' or 'live'"),
         ({"vote_threshold": 6}, r"vote_threshold is above reasoning_paths \(5\)"),
+        ({"scorings": "elimination"}, "scorings: must hold direct"),
         ({"min_edit_ratio": 0.9}, "min_edit_ratio is above max_edit_ratio"),
     ],
 )

@@ -1,0 +1,82 @@
+"""The command `cfdistill`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cfdistill import __version__
+from cfdistill.errors import CfdistillError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns 0, or 1 after a one-sentence error, or 130 after Ctrl-C."""
+    args = _parser().parse_args(argv)
+    try:
+        args.command(args)
+    except CfdistillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what is finished is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cfdistill", description="A study of counterfactual distillation.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="execute the notebooks of a study, reusing what is there")
+    run.add_argument("profile", type=Path, help="parameters, such as params/offline.yaml")
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides")
+    run.add_argument("--only", default="", help="notebook numbers, such as 04,05")
+    run.add_argument("--force", action="store_true", help="execute notebooks again (stages are reused)")
+    run.set_defaults(command=_run)
+
+    doctor = commands.add_parser("doctor", help="say what this machine has and what a study would use")
+    doctor.add_argument("profile", type=Path, nargs="?", help="parameters; without: the default study")
+    doctor.set_defaults(command=_doctor)
+
+    readme = commands.add_parser("readme", help="write a results folder's numbers into README.md")
+    readme.add_argument("results", type=Path, help="such as results/offline")
+    readme.set_defaults(command=_readme)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    # Set before any kernel starts: more threads than cores make a CPU study ten times slower.
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+    from cfdistill import metrics, runner, runs, tables
+
+    only = [part for part in args.only.split(",") if part]
+    overrides = dict(args.overrides)
+    print("The same by hand:", *runner.commands(args.profile, overrides, only), sep="\n  ")
+    params = runner.run(args.profile, overrides, only, force=args.force)
+    print(f"\nExecuted notebooks: {runner.executed_folder(params)}")
+    results = runs.results_folder(params)
+    if (results / "manifest.json").is_file():
+        print(f"Tables and figures: {results}\n")
+        print(tables.to_text(*(metrics.read_csv(results, name) for name in metrics.FILES[:2])))
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from cfdistill import doctor
+    from cfdistill.params import Params
+
+    params = Params.from_yaml(args.profile) if args.profile else Params()
+    for subject, finding in doctor.report(params):
+        print(f"{subject:>10}  {finding}")
+
+
+def _readme(args: argparse.Namespace) -> None:
+    from cfdistill import results, runs, tables
+
+    tables.write_readme(runs.project_root() / "README.md", results.readme_block(args.results))

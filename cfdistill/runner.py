@@ -1,0 +1,192 @@
+"""Run a study: the notebooks in order through papermill, each only when its result is not there yet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shlex
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cfdistill import data, runs
+from cfdistill.errors import CfdistillError, ParamsError, StageError
+from cfdistill.params import Params
+from cfdistill.progress import PROGRESS_FILE
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+NOTEBOOKS = (
+    "01_data_preparation",
+    "02_counterfactual_generation",
+    "03_rationale_generation",
+    "04_training",
+    "05_evaluation",
+    "06_qualitative_analysis",
+    "07_paper_figures",
+)
+
+
+def run(
+    profile: Path, overrides: Mapping[str, str], only: Sequence[str] = (), *, force: bool = False
+) -> Params:
+    """Execute the notebooks of a study and return its parameters.
+
+    A notebook is reused when its source, the package and the parameters are as they were when it last
+    ran to its end, and its stages are still complete; `force` executes it again (stages are reused).
+
+    Raises:
+        ParamsError: a bad parameter or notebook number.
+        StageError: a notebook failed; the message is the failing cell's own sentence.
+    """
+    params = Params.from_yaml(profile, overrides)
+    chosen = select(only)
+    folder = executed_folder(params)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StageError(f"cannot make {folder}: {error.strerror}; choose another run_root") from error
+    with _bar(len(chosen)) as bar:
+        for done, name in enumerate(chosen):
+            bar.set_description_str(name)
+            if force or not is_current(name, params):
+                _execute(name, params, bar, done)
+            bar.n = done + 1
+            bar.refresh()
+    return params
+
+
+def select(only: Sequence[str]) -> list[str]:
+    """Return the notebooks whose names begin with one of `only` ("04", "05_eval…"); all if empty.
+
+    Raises:
+        ParamsError: a prefix fits no notebook.
+    """
+    for prefix in only:
+        if not any(name.startswith(prefix) for name in NOTEBOOKS):
+            raise ParamsError(f"--only {prefix}: no such notebook; there are {', '.join(NOTEBOOKS)}")
+    return [name for name in NOTEBOOKS if not only or name.startswith(tuple(only))]
+
+
+def executed_folder(params: Params) -> Path:
+    """Return where the executed notebooks of these parameters are kept."""
+    digest = hashlib.sha256(params.model_dump_json().encode()).hexdigest()[:8]
+    return runs.resolve(params.run_root) / "notebooks" / f"{params.profile}-{digest}"
+
+
+def stages(name: str, params: Params) -> list[runs.Stage]:
+    """Return the stages that notebook `name` makes."""
+    tested = [
+        runs.stage("evaluation", params, method=method, dataset=dataset)
+        for method in params.methods
+        for dataset in params.test_datasets
+    ]
+    made: dict[str, list[runs.Stage]] = {
+        "01": [data.stage(d, params) for d in dict.fromkeys([params.train_dataset, *params.test_datasets])],
+        "02": [runs.stage("counterfactuals", params)],
+        "03": [runs.stage("rationales", params)],
+        "04": [runs.stage("training", params, method=method) for method in params.methods],
+        "05": [*tested, runs.stage("metrics", params)],
+    }
+    return made.get(name[:2], [])
+
+
+def is_current(name: str, params: Params) -> bool:
+    """Tell whether the notebook ran to its end with this source, package and parameters."""
+    record = executed_folder(params) / f"{name}.json"
+    if not record.is_file() or json.loads(record.read_text()) != _fingerprint(name, params):
+        return False
+    results = runs.results_folder(params) / "manifest.json"
+    return all(stage.is_complete() for stage in stages(name, params)) and (
+        name[:2] != "07" or results.is_file()
+    )
+
+
+def commands(profile: Path, overrides: Mapping[str, str], only: Sequence[str] = ()) -> list[str]:
+    """Return the plain papermill commands that do what `run` does."""
+    folder = executed_folder(Params.from_yaml(profile, overrides))
+    given = "".join(f" -p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
+    return [
+        f"papermill {_short(source_path(name))} {_short(folder / name)}.ipynb -f {_short(profile)}{given}"
+        for name in select(only)
+    ]
+
+
+def source_path(name: str) -> Path:
+    """Return the path of a notebook's source."""
+    return runs.project_root() / "notebooks" / f"{name}.ipynb"
+
+
+def _execute(name: str, params: Params, bar: tqdm[Any], done: int) -> None:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    folder = executed_folder(params)
+    record, unfinished = folder / f"{name}.json", folder / f"{name}.unfinished.ipynb"
+    record.unlink(missing_ok=True)
+    # Papermill warns of every parameter that a notebook uses without declaring it; ours may.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        with _shown_progress(bar, done, folder / "progress.json"):
+            papermill.execute_notebook(
+                str(source_path(name)),
+                str(unfinished),
+                parameters=params.model_dump(),
+                kernel_name="python3",
+                progress_bar=False,
+            )
+    except PapermillExecutionError as error:
+        known = error.ename in {kind.__name__ for kind in CfdistillError.__subclasses__()}
+        what = error.evalue if known else f"{error.ename}: {error.evalue}"
+        raise StageError(f"{name}: {what} (executed so far: {unfinished})") from error
+    unfinished.rename(folder / f"{name}.ipynb")
+    record.write_text(json.dumps(_fingerprint(name, params)))
+
+
+def _fingerprint(name: str, params: Params) -> dict[str, Any]:
+    sources = [source_path(name), *sorted(Path(__file__).parent.rglob("*.py"))]
+    return {"params": params.model_dump(), "sources": {p.name: runs.sha256(p) for p in sources}}
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[tqdm[Any]]:
+    from tqdm import tqdm
+
+    layout = "{desc:<30} {percentage:3.0f}% |{bar:20}| {elapsed} {postfix}"
+    with tqdm(total=total, bar_format=layout) as bar:
+        yield bar
+        bar.set_postfix_str("")
+
+
+@contextmanager
+def _shown_progress(bar: tqdm[Any], done: int, file: Path) -> Iterator[None]:
+    """Show on the bar what the notebook's kernel writes to its progress file."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(1):
+            if file.is_file():
+                news = json.loads(file.read_text())
+                bar.n = done + news["fraction"]
+                bar.set_postfix_str(news["text"])
+
+    os.environ[PROGRESS_FILE] = str(file)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+        del os.environ[PROGRESS_FILE]
+        file.unlink(missing_ok=True)
+
+
+def _short(path: Path) -> str:
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

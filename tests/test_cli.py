@@ -1,0 +1,72 @@
+"""Bad input ends with one sentence and a non-zero exit code, before anything is written."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cfdistill import runner, runs
+from cfdistill.cli import main
+from cfdistill.params import Params
+
+SMOKE = str(runs.project_root() / "params" / "smoke.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "params/none.yaml"], "params/none.yaml does not exist"),
+        (["run", SMOKE, "-p", "epoch", "3"], "unknown parameter epoch"),
+        (["run", SMOKE, "-p", "seed", "one"], "seed: Input should be a valid integer"),
+        (["run", SMOKE, "-p", "train_dataset", "squad"], "train_dataset: unknown squad"),
+        (["run", SMOKE, "-p", "methods", "dpo"], "methods: unknown dpo"),
+        (["run", SMOKE, "--only", "08"], "--only 08: no such notebook"),
+        (["run", SMOKE, "-p", "run_root", "/proc/none"], "cannot make /proc/none"),
+    ],
+)
+def test_bad_input_is_one_sentence(capsys, arguments, message):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_missing_upstream_stage_stops_with_the_command_that_makes_it(tmp_path, capsys):
+    assert main(["run", SMOKE, "-p", "run_root", str(tmp_path), "--only", "03"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: 03_rationale_generation: stage ")
+    assert "is missing" in error
+    assert "--only 0" in error
+    folder = runner.executed_folder(
+        Params.from_yaml(runs.project_root() / SMOKE, {"run_root": str(tmp_path)})
+    )
+    assert not (folder / "03_rationale_generation.ipynb").exists()
+    assert (folder / "03_rationale_generation.unfinished.ipynb").is_file()
+
+
+def test_plain_papermill_commands_are_printed(tmp_path):
+    lines = runner.commands(runs.project_root() / SMOKE, {"seed": "1"}, ["04"])
+    [line] = lines
+    assert line.startswith("papermill ")
+    assert "04_training.ipynb" in line
+    assert line.endswith("-p seed 1")
+
+
+def test_doctor_says_what_will_be_used(capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-secret")
+    assert main(["doctor", SMOKE]) == 0
+    said = capsys.readouterr().out
+    for subject in ("versions", "processor", "precision", "student", "teacher", "disk", "code"):
+        assert f"{subject}  " in said
+    assert "OPENAI_API_KEY set" in said
+    assert "planted" not in said
+
+
+def test_import_is_fast_and_light():
+    code = "import sys, cfdistill; print(sorted({'torch', 'transformers', 'openai'} & set(sys.modules)))"
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert time.perf_counter() - began < 2  # 0.3 s on an idle machine
