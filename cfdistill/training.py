@@ -149,6 +149,7 @@ def train(
 
     Raises:
         TrainingError: an example is too long, or the loss is no longer a number.
+        StageError: the disk has no room for the checkpoints, of which there are two at times.
     """
     import torch
 
@@ -164,6 +165,9 @@ def train(
     if params.frozen_layers:
         lower, model = split_layers(student.model, params.frozen_layers)
         states = lower_states(lower, rows, params.eval_batch_size)
+    trained = students.weight_bytes(p for p in model.parameters() if p.requires_grad)
+    checkpoint = students.weight_bytes(model.parameters()) + 2 * trained  # AdamW keeps two moments
+    students.check_space(folder, students.weight_bytes(student.model.parameters()) + 2 * checkpoint)
     trainer = StudentTrainer(model, rows, states, batches, params, folder, bf16=precision.name == "bf16")
     with students.quiet_weights():
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))

@@ -35,7 +35,7 @@ def make_upstream(params: Params) -> None:
     questions = data.questions(params.train_dataset, "train", params)
     counterfactuals = [counterfactual_of(question) for question in questions[::2]]
     with runs.stage("counterfactuals", params).draft(params) as draft:
-        draft.write("counterfactuals.jsonl", counterfactuals)
+        draft.write("counterfactuals.train.jsonl", counterfactuals)
     everything = [*questions, *(c.question for c in counterfactuals)]
     with runs.stage("rationales", params).draft(params) as draft:
-        draft.write("rationales.jsonl", [r for q in everything for r in rationales_of(q)][:-1])
+        draft.write("rationales.train.jsonl", [r for q in everything for r in rationales_of(q)][:-1])

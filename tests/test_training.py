@@ -139,6 +139,14 @@ def test_exploding_loss_is_an_error(small_params: Params, tmp_path: Path) -> Non
         training.train(students.load("tiny-random", params), examples, 6, params, tmp_path)
 
 
+def test_full_disk_is_told_before_training(small_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_upstream(small_params)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2_000_000, 0, 2_000_000))
+    with pytest.raises(StageError, match=r"needs 0\.00\d+ GB, but its disk has 0\.002 GB free"):
+        training.build("ft", small_params)
+    assert not runs.stage("training", small_params, method="ft").is_complete()
+
+
 def test_build_records_what_it_did_and_is_reused(
     small_params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
