@@ -28,7 +28,8 @@ def answers_table(
     """Return what the methods answered to some questions, for the two text figures below.
 
     Returns:
-        One row per question and method: id, stem, options, gold, stereotype, method, predicted, text.
+        One row per question and method: id, stem, options, gold, stereotype, method, predicted, text,
+        parsed.
 
     Raises:
         DataError: a method did not answer one of the questions.
@@ -47,10 +48,20 @@ def answers_table(
                 )
             p = found[q.id, method]
             rows.append(
-                (q.id, q.stem, "\n".join(q.options), q.answer, q.stereotype, method, p.predicted, p.text)
+                (
+                    q.id,
+                    q.stem,
+                    "\n".join(q.options),
+                    q.answer,
+                    q.stereotype,
+                    method,
+                    p.predicted,
+                    p.text,
+                    p.parsed,
+                )
             )
-    columns = ["id", "stem", "options", "gold", "stereotype", "method", "predicted", "text"]
-    return pd.DataFrame(rows, columns=columns).astype({"stereotype": "Int64", "predicted": "Int64"})
+    columns = ["id", "stem", "options", "gold", "stereotype", "method", "predicted", "text", "parsed"]
+    return pd.DataFrame(rows, columns=columns).astype({"stereotype": "Int64"})
 
 
 @styled
@@ -88,8 +99,8 @@ def fig_qualitative(answers: pd.DataFrame) -> Figure:
 
 def _block(group: pd.DataFrame) -> tuple[list[TextLine], list[list[TextLine]]]:
     """Return the lines of one question and of each method's answer, wrapped to fit."""
-    group = group.fillna({"stereotype": -1, "predicted": -1, "text": ""})  # -1: none
-    rows = measures.each_row(group.astype({"stereotype": int, "predicted": int}))
+    group = group.fillna({"stereotype": -1, "text": ""})  # -1: none
+    rows = measures.each_row(group.astype({"stereotype": int}))
     first, options = rows[0], rows[0].options.split("\n")
     head: list[TextLine] = [(line, "black", True) for line in textwrap.wrap(_clean(first.stem), 88)]
     for i, option in enumerate(options):
@@ -101,7 +112,7 @@ def _block(group: pd.DataFrame) -> tuple[list[TextLine], list[list[TextLine]]]:
             head.append((f"    {_clean(option)}", "black", False))
     panels: list[list[TextLine]] = []
     for row in rows:
-        choice = "no readable answer" if row.predicted < 0 else options[row.predicted]
+        choice = options[row.predicted] if row.parsed else f"{options[row.predicted]} (likeliest option)"
         symbol, color = ("✓", RIGHT) if row.predicted == row.gold else ("✗", WRONG)
         lines = textwrap.wrap(_clean(row.text), 100 // len(rows)) or ["(no text)"]
         titles = textwrap.wrap(f"{symbol} {row.method}: {_clean(choice)}", 84 // len(rows))

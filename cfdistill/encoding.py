@@ -152,14 +152,23 @@ def target_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def target_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Return the mean cross-entropy over all target tokens of the batch, in nats.
+    """Return the cross-entropy in nats: mean over an example's target tokens, then over examples.
 
-    Source: the paper's L = −Σ log P(t_i | q, o, st, t_<i); mean instead of sum is our choice.
+    Source: the paper's L = −Σ log P(t_i | q, o, st, t_<i). Taking means, so that the short positive view
+    weighs as much as the negative view, which is twice as long, is our choice.
     """
+    import torch
     from torch.nn.functional import cross_entropy
 
     logits, labels = target_logits(model, batch)
-    return cross_entropy(logits.float(), labels)
+    losses = cross_entropy(logits.float(), labels, reduction="none")
+    wanted = batch["labels"][:, 1:] != IGNORED
+    rows, branches = wanted.nonzero()[:, 0], batch["branches"][:, 1:][wanted]
+    example = rows * (int(branches.max()) + 1) + branches
+    _, member, sizes = torch.unique(example, return_inverse=True, return_counts=True)
+    weights = (1 / sizes[member] / len(sizes)).to(losses.device)
+    loss: torch.Tensor = (losses * weights).sum()
+    return loss
 
 
 def supervised_view(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:

@@ -78,16 +78,26 @@ def predict(
         params: max_new_tokens, eval_batch_size.
 
     Returns:
-        One prediction per question, in order; `predicted` is None where no answer could be read.
+        One prediction per question, in order; `parsed` is False where the text names no option.
     """
+    prompts = [prompt_text(question, STRATEGY[scoring]) for question in questions]
+    options = [question.options for question in questions]
     if scoring == "likelihood":
-        scores = option_scores(student, questions, params.eval_batch_size)
-        chosen: list[int | None] = [int(best) for best in scores.argmax(axis=1)]
-        texts = [q.options[best] for q, best in zip(questions, scores.argmax(axis=1), strict=True)]
+        best = option_scores(student, prompts, options, params.eval_batch_size).argmax(axis=1)
+        chosen: list[int | None] = [int(i) for i in best]
+        texts = [own[i] for own, i in zip(options, best, strict=True)]
     else:
-        prompts = [prompt_text(question, STRATEGY[scoring]) for question in questions]
         texts = generate(student, prompts, params.max_new_tokens, params.eval_batch_size)
-        chosen = [read_answer(text, q.options) for text, q in zip(texts, questions, strict=True)]
+        chosen = [read_answer(text, own) for text, own in zip(texts, options, strict=True)]
+    unread = [i for i, answer in enumerate(chosen) if answer is None]
+    taken = choose_for(
+        student,
+        [prompts[i] for i in unread],
+        [texts[i] for i in unread],
+        [options[i] for i in unread],
+        params,
+    )
+    for_them = dict(zip(unread, taken, strict=True))
     return [
         Prediction(
             question_id=q.id,
@@ -99,11 +109,34 @@ def predict(
             scoring=scoring,
             gold=q.answer,
             stereotype=q.stereotype,
-            predicted=answer,
-            text=text,
+            predicted=for_them[i] if answer is None else answer,
+            text=texts[i],
+            parsed=answer is not None,
         )
-        for q, answer, text in zip(questions, chosen, texts, strict=True)
+        for i, (q, answer) in enumerate(zip(questions, chosen, strict=True))
     ]
+
+
+def choose_for(
+    student: Student,
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    options: Sequence[tuple[str, ...]],
+    params: Params,
+) -> list[int]:
+    """Return the option a student finds likeliest after its own words, for answers that name none.
+
+    A test is a choice among options, but a student of few training steps often names an answer of
+    some training question instead. Its text is kept up to the last "answer is", and the option with
+    the highest likelihood per character after that counts, for every method alike (our choice).
+    """
+    said = [
+        f"{prompt} {text.rpartition('So the answer is')[0] or text}".rstrip() + " So the answer is"
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    if not said:
+        return []
+    return [int(i) for i in option_scores(student, said, options, params.eval_batch_size).argmax(axis=1)]
 
 
 def generate(student: Student, prompts: Sequence[str], max_new_tokens: int, batch_size: int) -> list[str]:
@@ -160,25 +193,26 @@ def _generate_batch(student: Student, prompts: list[list[int]], max_new_tokens: 
     return answers
 
 
-def option_scores(student: Student, questions: Sequence[Question], batch_size: int) -> NDArray[np.float64]:
-    """Return every option's log-likelihood per character after the question's prompt.
+def option_scores(
+    student: Student, prompts: Sequence[str], options: Sequence[tuple[str, ...]], batch_size: int
+) -> NDArray[np.float64]:
+    """Return every option's log-likelihood per character after its prompt.
 
     This is the `acc_norm` score of lm-evaluation-harness: the sum of the token log-probabilities of
-    " " + option, in nats, divided by the option's length in characters. The question is computed once
+    " " + option, in nats, divided by the option's length in characters. The prompt is computed once
     for all of its options.
 
     Returns:
-        Scores (questions, options); -inf where a question has fewer options than others.
+        Scores (prompts, options); -inf where a prompt has fewer options than others.
     """
     import numpy as np
     import torch
 
-    scores = np.full((len(questions), max((len(q.options) for q in questions), default=0)), -np.inf)
+    scores = np.full((len(prompts), max(map(len, options), default=0)), -np.inf)
     rows = []
-    for question in questions:
-        prompt = tokenize(prompt_text(question), student.tokenizer)
-        targets = [tokenize(f" {option}", student.tokenizer) for option in question.options]
-        rows.append(pack([Pair(prompt, target) for target in targets]))
+    for prompt, own in zip(prompts, options, strict=True):
+        ids = tokenize(prompt, student.tokenizer)
+        rows.append(pack([Pair(ids, tokenize(f" {option}", student.tokenizer)) for option in own]))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -191,6 +225,6 @@ def option_scores(student: Student, questions: Sequence[Question], batch_size: i
         row, column = wanted.nonzero()[:, 0].numpy(), batch["branches"][wanted].numpy()
         np.add.at(totals, (row, column), per_token)
         for total, i in zip(totals, chosen, strict=True):
-            lengths = [len(option) for option in questions[i].options]
+            lengths = [len(option) for option in options[i]]
             scores[i, : len(lengths)] = total[1 : len(lengths) + 1] / lengths
     return scores

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 RUN = ["train_dataset", "student", "seed"]
 PREDICTION_COLUMNS = [
     *RUN, "method", "dataset", "split", "subset", "scene", "scoring", "id", "gold", "stereotype", "predicted",
+    "parsed",
 ]  # fmt: skip
 METRIC_KEYS = ["train_dataset", "method", "student", "seed", "test_dataset", "test_split", "scoring"]
 METRIC_VALUES = ["accuracy", "ci_low", "ci_high", "lure_rate", "pair_consistency", "unparsed_rate"]
@@ -57,7 +58,7 @@ def predictions_table(
         raise DataError("there are no predictions to measure; run notebook 05_evaluation first")
     table = pd.DataFrame([p.to_json() for p in predictions]).rename(columns={"question_id": "id"})
     table = table.assign(train_dataset=train_dataset, student=student, seed=seed)
-    table = table[PREDICTION_COLUMNS].astype({"stereotype": "Int64", "predicted": "Int64"})
+    table = table[PREDICTION_COLUMNS].astype({"stereotype": "Int64"})
     twice = table.duplicated([*RUN, "method", "dataset", "split", "scoring", "id"])
     if twice.any():
         raise DataError(f"question {table['id'][twice].iloc[0]} was answered twice by the same method")
@@ -69,11 +70,11 @@ def metrics_table(
 ) -> pd.DataFrame:
     """Return one row of metrics per method, test data set, split and scoring.
 
-    `shift` is reported whole and by the parts `shift_reachable` and `shift_heldout`. An answer that
-    could not be read counts as wrong. `lure_rate` is the share of all items that were answered wrongly
-    with the stereotype; `pair_consistency` the share of pairs of questions from one scene with
-    different right answers that are both answered right. Both are NaN where the data set has no such
-    thing. Intervals are Wilson's.
+    `shift` is reported whole and by the parts `shift_reachable` and `shift_heldout`. `lure_rate` is the
+    share of all items that were answered wrongly with the stereotype; `pair_consistency` the share of
+    pairs of questions from one scene with different right answers that are both answered right (NaN
+    where a data set has no such thing); `unparsed_rate` the share of answers whose text names no option,
+    so that the likeliest one was taken. Intervals are Wilson's.
 
     Returns:
         A table with the columns `METRIC_COLUMNS`; rates are shares, not percent.
@@ -212,8 +213,8 @@ def read_csv(folder: Path, name: str) -> pd.DataFrame:
     import pandas as pd
 
     types: dict[str, Any] = dict.fromkeys([*METRIC_VALUES, *COMPARISON_VALUES], "float64")
-    types |= {"stereotype": "Int64", "predicted": "Int64", "id": str, "scene": str, "subset": str}
-    empty = dict.fromkeys(["stereotype", "predicted", *METRIC_VALUES], "")  # elsewhere "" is a text
+    types |= {"stereotype": "Int64", "id": str, "scene": str, "subset": str}
+    empty = dict.fromkeys(["stereotype", *METRIC_VALUES], "")  # elsewhere "" is a text
     path = folder / name
     try:
         table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=empty)
@@ -289,12 +290,12 @@ def _measure(cell: pd.DataFrame) -> list[float]:
         *stats.proportion_interval(int(right.sum()), n),
         float("nan") if cell["stereotype"].isna().all() else lured,
         _pair_consistency(cell.assign(right=right)),
-        cell["predicted"].isna().mean(),
+        (~cell["parsed"]).mean(),
     ]
 
 
 def _right(predictions: pd.DataFrame) -> pd.Series[bool]:
-    return (predictions["predicted"] == predictions["gold"]).fillna(False).astype(bool)
+    return predictions["predicted"] == predictions["gold"]
 
 
 def _pair_consistency(cell: pd.DataFrame) -> float:

@@ -54,34 +54,37 @@ class Params(BaseModel):
     gather: list[str] = _param([], None, "further results folders to draw with this one")
     # data
     data_seed: int = _param(0, "data", "seed of the question sampler", ge=0)
-    train_scenes: int = _param(60, "data", "seen scenes used; 0 uses all", ge=0)
-    train_questions: int = _param(120, "data", "training questions", ge=1)
-    validation_questions: int = _param(60, "data", "validation questions", ge=1)
-    test_questions: int = _param(100, "data", "questions per test split at most", ge=1)
+    train_scenes: int = _param(30, "data", "seen scenes used; 0 uses all", ge=0)
+    train_questions: int = _param(60, "data", "training questions", ge=1)
+    validation_questions: int = _param(40, "data", "validation questions", ge=1)
+    test_questions: int = _param(120, "data", "questions in `id`, `shift` or `test`, at most", ge=1)
+    new_questions: int = _param(50, "data", "questions in `new`, also of OOD data sets, at most", ge=1)
     spurious_rate: float = _param(0.9, "data", "share of stereotype answers, 0 to 1", ge=0, le=1)
     # teacher
     teacher_model: str = _param("gpt-5.2", "counterfactuals", "model name sent to a live endpoint")
     teacher_base_url: str = _param("", "counterfactuals", "endpoint; empty: OpenAI's own")
-    teacher_cache: str = _param("", None, "cache file; empty: run_root/teacher/cache.sqlite")
+    teacher_cache: str = _param(
+        "", "counterfactuals", "cache file; empty: run_root/teacher/cache.sqlite, or the shipped recording"
+    )
     teacher_concurrency: int = _param(8, None, "requests under way at once", ge=1)
-    teacher_noise: float = _param(0.1, "counterfactuals", "offline teacher's error rate", ge=0, le=1)
+    teacher_noise: float = _param(0.05, "counterfactuals", "offline teacher's error rate", ge=0, le=1)
     # counterfactuals
-    counterfactuals_per_question: int = _param(1, "counterfactuals", "target answers per question", ge=1)
+    counterfactuals_per_question: int = _param(2, "counterfactuals", "target answers per question", ge=1)
     reasoning_paths: int = _param(5, "counterfactuals", "reasoning paths K per candidate", ge=1)
     vote_threshold: int = _param(4, "counterfactuals", "paths that must reach the target", ge=1)
     min_edit_ratio: float = _param(0.02, "counterfactuals", "smallest share of tokens changed", ge=0, le=1)
     max_edit_ratio: float = _param(0.8, "counterfactuals", "largest share of tokens changed", ge=0, le=1)
     # training
     epochs: float = _param(4.0, "training", "passes over a method's own examples", gt=0)
-    batch_size: int = _param(8, "training", "examples per optimiser step", ge=1)
-    learning_rate: float = _param(5.0e-4, "training", "peak, after 10 % warm-up", gt=0)
-    frozen_layers: int = _param(15, "training", "lowest transformer layers left untouched", ge=0)
+    batch_size: int = _param(4, "training", "examples per optimiser step", ge=1)
+    learning_rate: float = _param(1.5e-3, "training", "peak, after 10 % warm-up", gt=0)
+    frozen_layers: int = _param(26, "training", "lowest transformer layers left untouched", ge=0)
     max_length: int = _param(384, "training", "longest example, in tokens", ge=16)
     # evaluation
     scorings: list[str] = _param(
         ["direct"], "evaluation", "direct | elimination, for methods with rationales"
     )
-    max_new_tokens: int = _param(96, "evaluation", "longest answer, in tokens", ge=1)
+    max_new_tokens: int = _param(64, "evaluation", "longest answer, in tokens", ge=1)
     eval_batch_size: int = _param(64, None, "questions generated together", ge=1)
     bootstrap_samples: int = _param(2000, "metrics", "resamples for intervals", ge=100)
 

@@ -16,7 +16,7 @@ from cfdistill.schema import Prediction
 if TYPE_CHECKING:
     import pandas as pd
 
-OUTCOMES = ("right", "lured", "other", "unreadable")
+OUTCOMES = ("right", "lured", "other")
 
 
 def answers(params: Params, methods: Sequence[str]) -> pd.DataFrame:
@@ -97,12 +97,10 @@ def _browse_row(group: pd.DataFrame) -> str:
 def _outcome(row: Mapping[Any, Any]) -> str:
     import pandas as pd
 
-    predicted, stereotype = (None if pd.isna(row[k]) else row[k] for k in ("predicted", "stereotype"))
-    if predicted is None:
-        return "unreadable"
-    if predicted == row["gold"]:
+    if row["predicted"] == row["gold"]:
         return "right"
-    return "lured" if predicted == stereotype else "other"
+    lured = not pd.isna(row["stereotype"]) and row["predicted"] == row["stereotype"]
+    return "lured" if lured else "other"
 
 
 def _marked(before: str, after: str) -> tuple[str, str]:

@@ -53,6 +53,7 @@ def run(
         raise StageError(f"cannot make {folder}: {error.strerror}; choose another run_root") from error
     with _bar(len(chosen)) as bar:
         for done, name in enumerate(chosen):
+            bar.set_postfix_str("")
             bar.set_description_str(name)
             if force or not is_current(name, params):
                 _execute(name, params, bar, done)
@@ -139,6 +140,7 @@ def _execute(name: str, params: Params, bar: tqdm[Any], done: int) -> None:
                 parameters=params.model_dump(),
                 kernel_name="python3",
                 progress_bar=False,
+                extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns of its transport
             )
     except PapermillExecutionError as error:
         known = error.ename in {kind.__name__ for kind in CfdistillError.__subclasses__()}

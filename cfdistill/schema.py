@@ -108,11 +108,12 @@ class Prediction(Record):
     subset: str
     scene: str
     method: str
-    scoring: str  # "direct", "elimination" or "label"
+    scoring: str  # "direct", "elimination", "label" or "likelihood"
     gold: int
     stereotype: int | None
-    predicted: int | None  # None: no option could be read from the text
+    predicted: int  # index of the option answered
     text: str
+    parsed: bool = True  # False: the text settles on no option, so the likeliest one was taken for it
 
 
 R = TypeVar("R", bound=Record)
@@ -146,7 +147,7 @@ def read_answer(text: str, options: tuple[str, ...]) -> int | None:
 
     Only what follows the last "answer is" counts, and it must be an option's text, whole. A
     teacher may put a letter before it, "(B) barn", or write the letter alone. Nothing else is
-    searched, so a rationale that merely mentions an option is unparsed, not guessed.
+    searched, so a rationale that merely mentions an option is unparsed.
     """
     said = re.match(r"\s*(?:\(([A-J])\))?\s*(.*)", text.rpartition("answer is")[2].partition("\n")[0])
     if "answer is" not in text or said is None:

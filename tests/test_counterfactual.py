@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from cfdistill import counterfactual, data
+from cfdistill import counterfactual, data, rationale
 from cfdistill.counterfactual import Candidate
 from cfdistill.data.weasel import Scene, load_scenes
 from cfdistill.errors import StageError, TeacherError
@@ -275,3 +275,14 @@ def test_the_stage_needs_questions_and_a_result(small_params: Params) -> None:
     data.build(strict.train_dataset, strict)
     with pytest.raises(TeacherError, match=r"no counterfactual passed the filter; dropped: .*unchanged"):
         counterfactual.build(strict)
+
+
+def test_the_shipped_recording_replays_the_default_study(tmp_path):
+    offline, recorded = (Params(teacher=who, run_root=str(tmp_path / who)) for who in ("offline", "recorded"))
+    made = []
+    for params in (offline, recorded):
+        data.build(params.train_dataset, params)
+        counterfactual.build(params)
+        made.append(rationale.build(params))
+    for name in ("rationales.train.jsonl", "ledger.csv"):
+        assert (made[0].path / name).read_bytes() == (made[1].path / name).read_bytes()

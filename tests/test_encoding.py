@@ -34,12 +34,13 @@ def student(small_params: Params) -> Student:
 
 def plain_loss(student: Student, pairs: list[Pair]) -> torch.Tensor:
     """Return the loss as textbooks have it: one sequence per example, logits everywhere."""
-    logits, labels = [], []
+    losses = []
     for pair in pairs:
         ids = torch.tensor([pair.prompt + pair.target])
-        logits.append(student.model(input_ids=ids).logits[0, :-1])
-        labels.append(torch.tensor([IGNORED] * (len(pair.prompt) - 1) + pair.target))
-    return cross_entropy(torch.cat(logits), torch.cat(labels), ignore_index=IGNORED)
+        labels = torch.tensor([IGNORED] * (len(pair.prompt) - 1) + pair.target)
+        logits = student.model(input_ids=ids).logits[0, :-1]
+        losses.append(cross_entropy(logits, labels, ignore_index=IGNORED))
+    return torch.stack(losses).mean()
 
 
 def test_pack_of_one_pair_is_the_plain_sequence() -> None:

@@ -81,7 +81,9 @@ def test_option_scores_are_loglikelihood_per_character(student: Student) -> None
         Question("q1", "d", "test", "Where do hens sleep?", ("barn", "a wide river", "bed"), 0),
         Question("q2", "d", "test", "Carp?", ("barn", "river"), 1),
     ]
-    scores = evaluation.option_scores(student, questions, batch_size=8)
+    scores = evaluation.option_scores(
+        student, [prompt_text(q) for q in questions], [q.options for q in questions], batch_size=8
+    )
     assert scores.shape == (2, 3)
     np.testing.assert_allclose(scores[0], naive_scores(student, questions[0]), rtol=1e-5)
     np.testing.assert_allclose(scores[1, :2], naive_scores(student, questions[1]), rtol=1e-5)
@@ -108,14 +110,16 @@ def test_predict_asks_by_scoring_and_reads_the_answer(
         first, second = evaluation.predict(student, [question, question], "ft", scoring, small_params)
         assert asked[0].endswith(ending)
         assert (first.predicted, first.scoring, first.stereotype) == (1, scoring, 1)
-        assert second.predicted is None
+        assert (first.parsed, second.parsed) == (True, False)
+        assert second.predicted in (0, 1)
         assert second.text == "I wonder."
 
 
 def test_likelihood_predicts_the_best_scored_option(student: Student, small_params: Params) -> None:
     questions = data.load("weasel-commonsense", "new", small_params)
     predictions = evaluation.predict(student, questions, "untrained", "likelihood", small_params)
-    best = evaluation.option_scores(student, questions, 4).argmax(axis=1)
+    prompts, options = [prompt_text(q) for q in questions], [q.options for q in questions]
+    best = evaluation.option_scores(student, prompts, options, 4).argmax(axis=1)
     assert [p.predicted for p in predictions] == best.tolist()
     assert predictions[0].text == questions[0].options[best[0]]
 

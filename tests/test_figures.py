@@ -162,10 +162,10 @@ QUESTIONS = (
 )
 
 
-def answer(question, method, predicted, text):
+def answer(question, method, predicted, text, parsed=True):
     return Prediction(
         question.id, question.dataset, question.split, "", "", method, "direct", question.answer,
-        question.stereotype, predicted, text,
+        question.stereotype, predicted, text, parsed,
     )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def answers():
     return [
         answer(first, "ft-cot", 1, "Such things are kept in a drawer. " * 10),
         answer(first, "cf-distill", 2, "Sewing ends at the basket. So the answer is basket."),
-        answer(second, "ft-cot", None, "漢字 $$ \x07 " + "x" * 200),
+        answer(second, "ft-cot", 1, "漢字 $$ \x07 " + "x" * 200, parsed=False),
         answer(second, "cf-distill", 0, ""),
     ]
 
@@ -187,7 +187,7 @@ def test_qualitative_marks_right_wrong_and_stereotype():
         "✗ drawer – what the topic suggests",
         "✗ ft-cot: drawer",
         "✓ cf-distill: basket",
-        "✗ ft-cot: no readable answer",
+        "✗ ft-cot: six (likeliest option)",
         "□□ $$",
         "(no text)",
         "Costs $5 or $6?",

@@ -54,7 +54,7 @@ def test_rates_by_hand():
         prediction("a", 0),  # right
         prediction("b", 1),  # lured
         prediction("c", 2),  # wrong otherwise
-        prediction("d", None),  # unparsed: wrong
+        prediction("d", 2, parsed=False),  # chosen for it, and wrong
         prediction("e", 1, gold=1),  # the stereotype is right: no lure
     ]
     row = table(answers).iloc[0]
@@ -175,7 +175,7 @@ def save(folder, predictions, seed=0, student="s"):
 def test_gathering_one_folder_gives_what_it_holds(tmp_path):
     answers = [
         *simulate(["cf-distill", "ft", "ft-cot"], split="shift"),
-        prediction("none", None, method="ft"),
+        prediction("none", 2, method="ft", parsed=False),
     ]
     answers += [prediction("none", 1, method=m, stereotype=None) for m in ("cf-distill", "ft-cot")]
     folder = save(tmp_path / "a", answers)
@@ -243,7 +243,7 @@ def evaluate(params, method, dataset):
                 [
                     prediction(
                         q.id,
-                        rng.choice([*range(len(q.options)), None]),
+                        rng.randrange(len(q.options)),
                         gold=q.answer,
                         stereotype=q.stereotype,
                         method=method,

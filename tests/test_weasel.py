@@ -46,7 +46,9 @@ def test_scene_bank_follows_its_own_rules(format):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("data_seed", [0, 1, 2])
 def test_no_test_wording_is_trained_on(name, data_seed):
-    params = Params(data_seed=data_seed, train_scenes=0, train_questions=100, test_questions=10_000)
+    params = Params(
+        data_seed=data_seed, train_scenes=0, train_questions=100, test_questions=10_000, new_questions=10_000
+    )
     stems = {split: {q.stem for q in data.load(name, split, params)} for split in SPLITS}
     trained = stems["train"] | stems["validation"]
     assert stems["train"].isdisjoint(stems["validation"])
@@ -58,7 +60,7 @@ def test_no_test_wording_is_trained_on(name, data_seed):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_new_scenes_are_never_seen(name):
-    params = Params(train_scenes=0, test_questions=10_000)
+    params = Params(train_scenes=0, test_questions=10_000, new_questions=10_000)
     scenes = {split: {q.scene for q in data.load(name, split, params)} for split in SPLITS}
     assert scenes["new"].isdisjoint(scenes["train"] | scenes["validation"] | scenes["id"] | scenes["shift"])
     assert scenes["shift"] >= scenes["train"]
@@ -66,7 +68,7 @@ def test_new_scenes_are_never_seen(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_held_out_variants_are_never_targets_nor_trained(name):
-    params = Params(train_scenes=0, train_questions=120, test_questions=10_000)
+    params = Params(train_scenes=0, train_questions=120, test_questions=10_000, new_questions=10_000)
     heldout = {
         (q.scene, q.options[q.answer]) for q in data.load(name, "shift", params) if q.subset == "heldout"
     }
@@ -91,7 +93,7 @@ def test_stereotype_guesser_scores_what_spurious_rate_says(rate):
 
 
 def test_test_answers_are_spread_evenly():
-    params = Params(test_questions=10_000)
+    params = Params(train_scenes=0, test_questions=10_000)
     shift = data.load("weasel-commonsense", "shift", params)
     per_scene = Counter(q.scene for q in shift)
     assert set(per_scene.values()) == {4}
@@ -132,3 +134,8 @@ def test_the_bank_knows_which_words_make_an_option_right():
     assert weasel.makes_right(f"{scene.id}.f0.v0.c0", scene.options[1], scene.cues[1][0].capitalize()) == 1.0
     assert weasel.makes_right(f"{scene.id}.f0.v0.c0", scene.options[1], scene.cues[0][0]) == 0.0
     assert math.isnan(weasel.makes_right("csqa-row", "barn", "a hen"))
+
+
+def test_more_questions_than_wordings_is_one_sentence():
+    with pytest.raises(DataError, match=r"train: 5 scenes supply 20 of the 27 questions wanted"):
+        data.load("weasel-science", "train", Params(train_scenes=5, train_questions=30))

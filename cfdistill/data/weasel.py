@@ -101,13 +101,14 @@ def load(name: str, split: str, params: Params) -> list[Question]:
         used = set(_train_picks(name, seen, params))
         picks = _mixed_picks(f"{name}.{split}", seen, params, params.validation_questions, TRAIN_FRAMES, used)
     elif split == "id":
-        picks = _mixed_picks(f"{name}.{split}", seen, params, params.test_questions, (TEST_FRAME,), set())
+        wanted = min(params.test_questions, 2 * len(seen))  # a scene has two cues for its stereotype
+        picks = _mixed_picks(f"{name}.{split}", seen, params, wanted, (TEST_FRAME,), set())
     elif split == "shift":
         pools = [(s, [v for v in range(len(s.cues)) if v != s.stereotype]) for s in seen]
-        picks = _uniform_picks(f"{name}.{split}", pools, params)
+        picks = _uniform_picks(f"{name}.{split}", pools, params.data_seed, params.test_questions)
     elif split == "new":
         pools = [(s, list(range(len(s.cues)))) for s in scenes if not s.is_seen()]
-        picks = _uniform_picks(f"{name}.{split}", pools, params)
+        picks = _uniform_picks(f"{name}.{split}", pools, params.data_seed, params.new_questions)
     else:
         raise DataError(f"{name} has no split {split!r}; it has train, validation, {', '.join(TEST_SPLITS)}")
     return [_question(name, split, pick, params.data_seed) for pick in picks]
@@ -132,7 +133,7 @@ def _mixed_picks(
     """Draw questions of which a share of exactly `spurious_rate` has the stereotype as answer.
 
     Scenes take turns, so that each appears about equally often. A scene that has run out of the
-    wanted kind of wording passes its turn on.
+    wanted kind of wording passes its turn on; too few in all is a DataError.
     """
     rng = random.Random(f"{params.data_seed}/{label}")
     picks: list[Pick] = []
@@ -145,6 +146,11 @@ def _mixed_picks(
         while turns and len(chosen) < count:
             chosen += [left[scene].pop() for scene in turns[: count - len(chosen)]]
             turns = [scene for scene in turns if left[scene]]
+        if len(chosen) < count:
+            raise DataError(
+                f"{label}: {len(scenes)} scenes supply {len(chosen)} of the {count} questions wanted whose "
+                f"answer is {'' if kind else 'not '}the stereotype; raise train_scenes or ask for fewer"
+            )
         picks += chosen
     rng.shuffle(picks)
     return picks
@@ -160,9 +166,9 @@ def _wordings(
     return picks
 
 
-def _uniform_picks(label: str, pools: list[tuple[Scene, list[int]]], params: Params) -> list[Pick]:
+def _uniform_picks(label: str, pools: list[tuple[Scene, list[int]]], seed: int, wanted: int) -> list[Pick]:
     """Draw test questions with answers uniform over each scene's pool; scenes take turns."""
-    rng = random.Random(f"{params.data_seed}/{label}")
+    rng = random.Random(f"{seed}/{label}")
     for _, variants in pools:
         rng.shuffle(variants)
     rounds = [
@@ -171,7 +177,7 @@ def _uniform_picks(label: str, pools: list[tuple[Scene, list[int]]], params: Par
         for scene, variants in rng.sample(pools, len(pools))
         if turn < len(variants)
     ]
-    return rounds[: params.test_questions]
+    return rounds[:wanted]
 
 
 def _question(name: str, split: str, pick: Pick, seed: int) -> Question:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -250,7 +251,9 @@ class Teacher:
 
 
 def cache_path(params: Params) -> Path:
-    """Return the cache file of a study."""
+    """Return the cache file of a study; `recorded` without one replays the recording we ship."""
+    if params.teacher == "recorded" and not params.teacher_cache:
+        return Path(str(files("cfdistill.teacher"))) / "recorded" / "offline.sqlite"
     return runs.resolve(params.teacher_cache or f"{params.run_root}/teacher/cache.sqlite")
 
 
