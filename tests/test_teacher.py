@@ -312,12 +312,18 @@ def test_a_cache_in_an_impossible_place_is_an_error(small_params: Params, tmp_pa
 # recorded
 
 
+def replay(params: Params, **changes: str) -> Params:
+    """Return parameters that replay the answers `params` has collected so far."""
+    cache = str(client.cache_path(params))
+    return params.model_copy(update={"teacher": "recorded", "teacher_cache": cache, **changes})
+
+
 def test_recorded_replays_without_asking(live: Params) -> None:
     asked = some_prompts(4)
     with Teacher(live, handler=Echo()) as teacher:
         answers = teacher.ask(asked)
     # teacher_model needs no repeating: the file holds one model's answers
-    recorded = live.model_copy(update={"teacher": "recorded", "teacher_model": "gpt-5.2"})
+    recorded = replay(live, teacher_model="gpt-5.2")
     with Teacher(recorded, handler=lambda request: pytest.fail("asked")) as teacher:
         assert teacher.ask(asked) == answers
         assert teacher.summary()["model"] == "some-model"
@@ -329,7 +335,7 @@ def test_recorded_counts_and_names_all_that_is_missing(live: Params) -> None:
         teacher.ask(asked)
     masks = [render("mask", f"Is {i} odd?", ("yes", "no"), 0) for i in range(2)]
     with (
-        Teacher(live.model_copy(update={"teacher": "recorded"})) as teacher,
+        Teacher(replay(live)) as teacher,
         pytest.raises(
             TeacherError, match=r"^6 answers are missing in .*: 2 mask, 4 reason; first: 'Question: Is 0"
         ),
@@ -338,7 +344,7 @@ def test_recorded_counts_and_names_all_that_is_missing(live: Params) -> None:
 
 
 def test_recorded_without_a_file_or_with_two_models_says_so(live: Params) -> None:
-    recorded = live.model_copy(update={"teacher": "recorded"})
+    recorded = replay(live)
     with pytest.raises(TeacherError, match=r"cache.sqlite is missing; set teacher_cache"):
         Teacher(recorded)
     for model in ("model-a", "model-b"):
