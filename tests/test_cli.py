@@ -46,6 +46,28 @@ def test_missing_upstream_stage_stops_with_the_command_that_makes_it(tmp_path, c
     assert (folder / "03_rationale_generation.unfinished.ipynb").is_file()
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [('{"id": "x"', "line 1: no CommonsenseQA row"), ("", "csqa: split 'train' is empty")],
+)
+def test_bad_benchmark_files_stop_the_run_with_one_sentence(tmp_path, capsys, rows, message):
+    (tmp_path / "csqa").mkdir()
+    for name in ("train_rand_split.jsonl", "dev_rand_split.jsonl"):
+        (tmp_path / "csqa" / name).write_text(rows)
+    given = {
+        "train_dataset": "csqa",
+        "test_datasets": "csqa",
+        "data_root": tmp_path,
+        "run_root": tmp_path / "runs",
+    }
+    flags = [word for key, value in given.items() for word in ("-p", key, str(value))]
+    assert main(["run", SMOKE, *flags, "--only", "01"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: 01_data_preparation: ")
+    assert message in error
+    assert not list((tmp_path / "runs").rglob("manifest.json"))
+
+
 def test_plain_papermill_commands_are_printed(tmp_path):
     lines = runner.commands(runs.project_root() / SMOKE, {"seed": "1"}, ["04"])
     [line] = lines
