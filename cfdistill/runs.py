@@ -204,10 +204,12 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any]:
-    """Return the commit of the code and whether the work tree differs from it (None: no git)."""
+    """Return the commit and whether code, notebooks or parameters differ from it (None: no git)."""
     state: dict[str, Any] = {"commit": None, "dirty": None}
     try:
-        for name, command in (("commit", ["rev-parse", "HEAD"]), ("dirty", ["status", "--porcelain"])):
+        code = ["cfdistill", "notebooks", "params"]
+        commands = (("commit", ["rev-parse", "HEAD"]), ("dirty", ["status", "--porcelain", "--", *code]))
+        for name, command in commands:
             done = subprocess.run(["git", *command], cwd=project_root(), capture_output=True, text=True)
             if done.returncode == 0:
                 state[name] = done.stdout.strip() if name == "commit" else bool(done.stdout.strip())
