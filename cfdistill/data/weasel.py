@@ -91,10 +91,7 @@ def load(name: str, split: str, params: Params) -> list[Question]:
     Raises:
         DataError: the split is unknown, or the scenes cannot supply the questions asked for.
     """
-    scenes = load_scenes(name.removeprefix("weasel-"))
-    seen = [s for s in scenes if s.is_seen()]
-    random.Random(f"{params.data_seed}/{name}").shuffle(seen)
-    seen = seen[: params.train_scenes or None]
+    seen = seen_scenes(name, params)
     if split == "train":
         picks = _train_picks(name, seen, params)
     elif split == "validation":
@@ -107,11 +104,18 @@ def load(name: str, split: str, params: Params) -> list[Question]:
         pools = [(s, [v for v in range(len(s.cues)) if v != s.stereotype]) for s in seen]
         picks = _uniform_picks(f"{name}.{split}", pools, params.data_seed, params.test_questions)
     elif split == "new":
-        pools = [(s, list(range(len(s.cues)))) for s in scenes if not s.is_seen()]
+        pools = [(s, list(range(len(s.cues)))) for s in load_scenes(_format(name)) if not s.is_seen()]
         picks = _uniform_picks(f"{name}.{split}", pools, params.data_seed, params.new_questions)
     else:
         raise DataError(f"{name} has no split {split!r}; it has train, validation, {', '.join(TEST_SPLITS)}")
-    return [_question(name, split, pick, params.data_seed) for pick in picks]
+    return [make_question(name, split, pick, params.data_seed) for pick in picks]
+
+
+def seen_scenes(name: str, params: Params) -> list[Scene]:
+    """Return the seen scenes that a study trains on: `train_scenes` of them, drawn by `data_seed`."""
+    seen = [scene for scene in load_scenes(_format(name)) if scene.is_seen()]
+    random.Random(f"{params.data_seed}/{name}").shuffle(seen)
+    return seen[: params.train_scenes or None]
 
 
 class Pick(NamedTuple):
@@ -180,7 +184,8 @@ def _uniform_picks(label: str, pools: list[tuple[Scene, list[int]]], seed: int, 
     return rounds[:wanted]
 
 
-def _question(name: str, split: str, pick: Pick, seed: int) -> Question:
+def make_question(name: str, split: str, pick: Pick, seed: int) -> Question:
+    """Return the question of a pick, its options shuffled by `seed` and the question's id."""
     scene, frame, variant, cue = pick
     question_id = f"{scene.id}.f{frame}.v{variant}.c{cue}"
     order = list(range(len(scene.options)))
@@ -209,6 +214,10 @@ def _question(name: str, split: str, pick: Pick, seed: int) -> Question:
 def _targets(scene: Scene, variant: int) -> list[int]:
     """Return what a counterfactual may turn to; with two options, back to the stereotype."""
     return [v for v in scene.reachable() if v != variant] or [scene.stereotype]
+
+
+def _format(name: str) -> str:
+    return name.removeprefix("weasel-")
 
 
 def _hash(text: str) -> int:
