@@ -54,7 +54,7 @@ class Params(BaseModel):
     gather: list[str] = _param([], None, "further results folders to draw with this one")
     # data
     data_seed: int = _param(0, "data", "seed of the question sampler", ge=0)
-    train_scenes: int = _param(30, "data", "seen scenes used; 0 uses all", ge=0)
+    train_scenes: int = _param(60, "data", "seen scenes used; 0 uses all", ge=0)
     train_questions: int = _param(60, "data", "training questions", ge=1)
     validation_questions: int = _param(40, "data", "validation questions", ge=1)
     test_questions: int = _param(120, "data", "questions in `id`, `shift` or `test`, at most", ge=1)
@@ -75,10 +75,10 @@ class Params(BaseModel):
     min_edit_ratio: float = _param(0.02, "counterfactuals", "smallest share of tokens changed", ge=0, le=1)
     max_edit_ratio: float = _param(0.8, "counterfactuals", "largest share of tokens changed", ge=0, le=1)
     # training
-    epochs: float = _param(4.0, "training", "passes over a method's own examples", gt=0)
+    epochs: float = _param(3.0, "training", "passes over a method's own examples", gt=0)
     batch_size: int = _param(4, "training", "examples per optimiser step", ge=1)
-    learning_rate: float = _param(1.5e-3, "training", "peak, after 10 % warm-up", gt=0)
-    frozen_layers: int = _param(26, "training", "lowest transformer layers left untouched", ge=0)
+    learning_rate: float = _param(5.0e-4, "training", "peak, after 10 % warm-up", gt=0)
+    frozen_layers: int = _param(12, "training", "lowest transformer layers left untouched", ge=0)
     max_length: int = _param(384, "training", "longest example, in tokens", ge=16)
     # evaluation
     scorings: list[str] = _param(
