@@ -45,8 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("profile", type=Path, nargs="?", help="parameters; without: the default study")
     doctor.set_defaults(command=_doctor)
 
-    readme = commands.add_parser("readme", help="write a results folder's numbers into README.md")
+    readme = commands.add_parser("readme", help="write the numbers of results folders into README.md")
     readme.add_argument("results", type=Path, help="such as results/offline")
+    readme.add_argument("control", type=Path, help="such as results/offline_control")
     readme.set_defaults(command=_readme)
     return parser
 
@@ -79,4 +80,4 @@ def _doctor(args: argparse.Namespace) -> None:
 def _readme(args: argparse.Namespace) -> None:
     from cfdistill import results, runs, tables
 
-    tables.write_readme(runs.project_root() / "README.md", results.readme_block(args.results))
+    tables.write_readme(runs.project_root() / "README.md", results.readme_blocks(args.results, args.control))

@@ -112,8 +112,8 @@ def finish(params: Params) -> dict[str, Any]:
     return manifest
 
 
-def readme_block(folder: Path) -> str:
-    """Return the README's results in markdown, from a finished results folder.
+def readme_blocks(folder: Path, control: Path) -> dict[str, str]:
+    """Return the README's results in markdown, from the finished results folders of study and control.
 
     Raises:
         StageError: a table or the manifest is missing.
@@ -121,8 +121,9 @@ def readme_block(folder: Path) -> str:
     path = folder / "manifest.json"
     if not path.is_file():
         raise StageError(f"{path} is missing; make it with notebook 07_paper_figures")
-    measured, comparisons = (metrics.read_csv(folder, name) for name in metrics.FILES[:2])
-    return tables.readme_block(measured, comparisons, json.loads(path.read_text(encoding="utf-8")))
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    study, controlled = ([metrics.read_csv(f, name) for name in metrics.FILES[:2]] for f in (folder, control))
+    return {"results": tables.readme_block(*study, manifest), "control": tables.control_block(*controlled)}
 
 
 def _stages(params: Params) -> list[runs.Stage]:

@@ -14,7 +14,6 @@ from cfdistill.stats import ALPHA
 if TYPE_CHECKING:
     import pandas as pd
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 ROW = ["train_dataset", "student", "method"]
 
 
@@ -176,21 +175,37 @@ def readme_block(metrics: pd.DataFrame, comparisons: pd.DataFrame, manifest: Map
     )
 
 
-def write_readme(path: Path, block: str) -> bool:
-    """Put the block between the README's result markers; tells whether the file changed.
+def control_block(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
+    """Return the README's results of the control at equal optimiser steps, in markdown."""
+    control = comparisons[comparisons["method_b"] == "ft-cot-long"]
+    return f"{differences(control)}\n\n{_lures(metrics)}"
+
+
+def read_block(text: str, name: str) -> tuple[str, str, str]:
+    """Return what stands before, in and after the block `name` of a README, markers outside the block.
 
     Raises:
-        DataError: the file does not hold each marker once, in order.
+        DataError: the text does not hold each of the block's markers once, in order.
+    """
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise DataError(f"README.md must hold {begin.strip()} and, on a later line, {end}, each once")
+    before, rest = text.split(begin)
+    block, after = rest.split(end)
+    return before + begin, block, end + after
+
+
+def write_readme(path: Path, blocks: Mapping[str, str]) -> None:
+    """Put each block, by its name, between the README's markers of that name.
+
+    Raises:
+        DataError: a block's markers are not there; nothing is written then.
     """
     text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in before + after:
-        raise DataError(f"{path} must hold {BEGIN} and, after it, {END}, each once")
-    new = f"{before}{BEGIN}\n{block}\n{END}{after}"
-    if new != text:
-        path.write_text(new, encoding="utf-8")
-    return new != text
+    for name, block in blocks.items():
+        before, _, after = read_block(text, name)
+        text = f"{before}{block}\n{after}"
+    path.write_text(text, encoding="utf-8")
 
 
 def _cells(metrics: pd.DataFrame, comparisons: pd.DataFrame | None = None) -> pd.DataFrame:

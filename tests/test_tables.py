@@ -138,22 +138,42 @@ def test_readme_block_holds_what_was_measured(metrics, comparisons):
     assert "11.5 [" not in block  # the elimination score is no cell of the table
 
 
+def test_control_block_shows_the_control_alone(metrics, comparisons):
+    both = pd.concat([comparisons, pd.DataFrame([comparison("ft-cot-long", "shift", 0.2, 0.001)])])
+    block = tables.control_block(metrics, both)
+    assert block.startswith("- cf-distill minus ft-cot-long (weasel-commonsense, smollm2-135m): shift +20.0")
+    assert "minus ft-cot (" not in block
+    assert "ft-cot 25.0 %, cf-distill 12.5 %." in block
+
+
 def test_readme_is_rewritten_between_its_markers(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Title\n{tables.BEGIN}\nold\n{tables.END}\nrest\n")
-    assert tables.write_readme(readme, "new")
-    assert readme.read_text() == f"# Title\n{tables.BEGIN}\nnew\n{tables.END}\nrest\n"
-    assert not tables.write_readme(readme, "new")
+    readme.write_text(
+        "# Title\n<!-- a:begin -->\nold\n<!-- a:end -->\nrest\n<!-- b:begin -->\n<!-- b:end -->"
+    )
+    for _ in range(2):
+        tables.write_readme(readme, {"a": "new", "b": "newer"})
+        text = readme.read_text()
+        assert text == (
+            "# Title\n<!-- a:begin -->\nnew\n<!-- a:end -->\nrest\n<!-- b:begin -->\nnewer\n<!-- b:end -->"
+        )
+    assert tables.read_block(text, "b")[1] == "newer\n"
 
 
 @pytest.mark.parametrize(
-    "text", ["", tables.BEGIN, f"{tables.END} {tables.BEGIN}", tables.BEGIN * 2 + tables.END]
+    "text",
+    [
+        "",
+        "<!-- a:begin -->\n",
+        "<!-- a:end --> <!-- a:begin -->\n",
+        "<!-- a:begin -->\n" * 2 + "<!-- a:end -->",
+    ],
 )
 def test_readme_without_markers_is_refused(tmp_path, text):
     readme = tmp_path / "README.md"
     readme.write_text(text)
     with pytest.raises(DataError, match="each once"):
-        tables.write_readme(readme, "new")
+        tables.write_readme(readme, {"a": "new"})
     assert readme.read_text() == text
 
 
