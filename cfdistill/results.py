@@ -122,8 +122,12 @@ def readme_blocks(folder: Path, control: Path) -> dict[str, str]:
     if not path.is_file():
         raise StageError(f"{path} is missing; make it with notebook 07_paper_figures")
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    study, controlled = ([metrics.read_csv(f, name) for name in metrics.FILES[:2]] for f in (folder, control))
-    return {"results": tables.readme_block(*study, manifest), "control": tables.control_block(*controlled)}
+    measured, comparisons = (metrics.read_csv(folder, name) for name in metrics.FILES[:2])
+    controlled, control_comparisons = (metrics.read_csv(control, name) for name in metrics.FILES[:2])
+    return {
+        "results": tables.readme_block(measured, comparisons, manifest),
+        "control": tables.control_block(controlled, control_comparisons),
+    }
 
 
 def _stages(params: Params) -> list[runs.Stage]:
