@@ -51,13 +51,15 @@ def pick(table: pd.DataFrame, baseline: str, ours: str, wanted: tuple[str, str],
     """Return the first questions with the wanted outcomes of baseline and ours.
 
     Where there are too few, those come next that fit in ours only, then in the baseline only, then the
-    others, each in the order of the files: examples are chosen by rule, never by taste. A question that
-    is in two splits counts once.
+    others. Among equals, questions to which both texts name an option come first, then the order of
+    the files decides: examples are chosen by rule, never by taste. A question that is in two splits
+    counts once.
     """
     table = table.drop_duplicates(["id", "method"])
-    outcomes = table.pivot(index="id", columns="method", values="outcome").reindex(table["id"].unique())
-    fit = 2 * (outcomes[ours] == wanted[1]) + (outcomes[baseline] == wanted[0])
-    chosen = fit.sort_values(ascending=False, kind="stable").index[:count]
+    outcomes = table.pivot(index="id", columns="method", values="outcome")
+    parsed = table.groupby("id")["parsed"].all()
+    fit = 4 * (outcomes[ours] == wanted[1]) + 2 * (outcomes[baseline] == wanted[0]) + parsed
+    chosen = fit.reindex(table["id"].unique()).sort_values(ascending=False, kind="stable").index[:count]
     return table[table["id"].isin(chosen)]
 
 

@@ -5,12 +5,13 @@ import pytest
 
 from cfdistill import data, qualitative
 
-OUTCOMES = [  # id, split, outcome of the baseline, outcome of ours
-    ("a", "id", "right", "right"),
-    ("b", "id", "lured", "other"),
-    ("c", "shift", "lured", "right"),
-    ("a", "shift", "right", "right"),  # the same question in two splits
-    ("d", "shift", "other", "right"),
+OUTCOMES = [  # id, split, does every text name an option, outcome of the baseline, outcome of ours
+    ("a", "id", True, "right", "right"),
+    ("b", "id", True, "lured", "other"),
+    ("e", "shift", False, "lured", "right"),
+    ("c", "shift", True, "lured", "right"),
+    ("a", "shift", True, "right", "right"),  # the same question in two splits
+    ("d", "shift", True, "other", "right"),
 ]
 
 
@@ -18,8 +19,8 @@ OUTCOMES = [  # id, split, outcome of the baseline, outcome of ours
 def answers():
     rows = [
         {"id": name, "split": split, "method": method, "outcome": outcome, "stem": f"<i>{name}</i>?"}
-        | {"options": "yes & no\nno", "gold": 0, "text": "<script>", "scene": ""}
-        for name, split, *outcomes in OUTCOMES
+        | {"options": "yes & no\nno", "gold": 0, "text": "<script>", "parsed": parsed}
+        for name, split, parsed, *outcomes in OUTCOMES
         for method, outcome in zip(("ft-cot", "cf-distill"), outcomes, strict=True)
     ]
     return pd.DataFrame(rows)
@@ -29,7 +30,8 @@ def answers():
     ("wanted", "count", "chosen"),
     [
         (("lured", "right"), 1, ["c"]),
-        (("lured", "right"), 3, ["a", "c", "d"]),  # then those that fit in ours only
+        (("lured", "right"), 2, ["c", "e"]),
+        (("lured", "right"), 4, ["a", "c", "d", "e"]),  # then those that fit in ours only
         (("right", "right"), 1, ["a"]),
         (("other", "lured"), 1, ["d"]),
     ],
@@ -42,7 +44,7 @@ def test_pick_takes_the_first_that_fit(answers, wanted, count, chosen):
 
 def test_browse_escapes_everything(answers):
     html = qualitative.browse(answers, ["id", "shift"])
-    assert "shift: 3 questions" in html
+    assert "shift: 4 questions" in html
     assert "&lt;i&gt;a&lt;/i&gt;?" in html
     assert "yes &amp; no" in html
     assert "<script>" not in html
