@@ -15,7 +15,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-study: $(READY)  ## the default study: about 20 minutes on two cores, no key, no GPU, no model hub
+study: $(READY)  ## the default study: about 13 minutes on two cores, no key, no GPU, no model hub
 	$(BIN)/cfdistill run params/offline.yaml
 
 test: $(READY)  ## all tests, with a smoke study through all notebooks
