@@ -45,7 +45,7 @@ def run(
         StageError: a notebook failed; the message is the failing cell's own sentence.
     """
     params = Params.from_yaml(profile, overrides)
-    chosen = select(only)
+    chosen = select(only, params)
     folder = executed_folder(params)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,8 +62,10 @@ def run(
     return params
 
 
-def select(only: Sequence[str]) -> list[str]:
-    """Return the notebooks whose names begin with one of `only` ("04", "05_eval…"); all if empty.
+def select(only: Sequence[str], params: Params) -> list[str]:
+    """Return the notebooks whose names begin with one of `only` ("04", "05_eval…").
+
+    If `only` is empty: all that the study needs, which may be without the second.
 
     Raises:
         ParamsError: a prefix fits no notebook.
@@ -71,7 +73,9 @@ def select(only: Sequence[str]) -> list[str]:
     for prefix in only:
         if not any(name.startswith(prefix) for name in NOTEBOOKS):
             raise ParamsError(f"--only {prefix}: no such notebook; there are {', '.join(NOTEBOOKS)}")
-    return [name for name in NOTEBOOKS if not only or name.startswith(tuple(only))]
+    if only:
+        return [name for name in NOTEBOOKS if name.startswith(tuple(only))]
+    return [name for name in NOTEBOOKS if params.has_counterfactuals or name[:2] != "02"]
 
 
 def executed_folder(params: Params) -> Path:
@@ -110,11 +114,12 @@ def is_current(name: str, params: Params) -> bool:
 
 def commands(profile: Path, overrides: Mapping[str, str], only: Sequence[str] = ()) -> list[str]:
     """Return the plain papermill commands that do what `run` does."""
-    folder = executed_folder(Params.from_yaml(profile, overrides))
+    params = Params.from_yaml(profile, overrides)
+    folder = executed_folder(params)
     given = "".join(f" -p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
     return [
         f"papermill {_short(source_path(name))} {_short(folder / name)}.ipynb -f {_short(profile)}{given}"
-        for name in select(only)
+        for name in select(only, params)
     ]
 
 

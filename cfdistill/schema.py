@@ -168,7 +168,7 @@ def read_jsonl(path: Path, kind: type[R]) -> list[R]:
     if not path.is_file():
         raise DataError(f"{path} is missing; run the stage that makes it")
     records: list[R] = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:  # so that bytes that are no text are told with their line, too
         for number, line in enumerate(lines, 1):
             try:
                 records.append(kind.from_json(json.loads(line)))
