@@ -270,6 +270,25 @@ def leaks(candidate: Candidate) -> bool:
     return after.count(target) > before.count(target)
 
 
+def rewrite(
+    originals: Sequence[Question],
+    held_out: Sequence[Question],
+    params: Params,
+    teacher: Teacher,
+    meter: Meter,
+) -> list[Candidate]:
+    """Take candidates through all steps, and note on the meter what each step took."""
+    candidates = mask(propose(originals, params.counterfactuals_per_question), teacher)
+    meter.note("mask")
+    candidates = fill(candidates, teacher)
+    meter.note("fill")
+    candidates = vote(check(candidates, params, originals, held_out), teacher, params)
+    meter.note("vote")
+    candidates = round_trip(candidates, teacher, params)
+    meter.note("round trip")
+    return candidates
+
+
 def finished(params: Params) -> list[runs.Stage]:
     """Return the finished stage in a list, which is empty for a study without counterfactuals.
 
@@ -310,15 +329,7 @@ def build(params: Params) -> runs.Stage:
     ]
     with Teacher(params) as teacher, made.draft(params, inputs=[source]) as draft:
         meter = Meter(teacher)
-        candidates = propose(originals, params.counterfactuals_per_question)
-        candidates = mask(candidates, teacher)
-        meter.note("mask")
-        candidates = fill(candidates, teacher)
-        meter.note("fill")
-        candidates = vote(check(candidates, params, originals, held_out), teacher, params)
-        meter.note("vote")
-        candidates = round_trip(candidates, teacher, params)
-        meter.note("round trip")
+        candidates = rewrite(originals, held_out, params, teacher, meter)
         draft.drops.update(c.reason for c in candidates if c.reason)
         draft.notes["teacher"] = teacher.summary()
         if not _live(candidates):

@@ -1,12 +1,16 @@
 """A small study's first three stages, made without a teacher, for tests of what follows them."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from cfdistill import data, runs
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual, Question, Rationale, answer_text
+
+TEST_DATA = Path(os.environ.get("CFDISTILL_TEST_DATA", runs.project_root().parent / "shared" / "data"))
+"""Folder with the benchmarks' real files (`benchmarks/`) and published rationales (`rationales/`)."""
 
 
 def counterfactual_of(question: Question) -> Counterfactual:

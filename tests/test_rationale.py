@@ -2,13 +2,12 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from studies import write_csqa
+from studies import TEST_DATA, write_csqa
 
 from cfdistill import counterfactual, data, rationale, runs, training
 from cfdistill.errors import DataError, StageError
@@ -232,14 +231,13 @@ def test_a_missing_or_binary_file_of_rationales_is_one_sentence(tmp_path: Path) 
 
 
 def test_real_published_rationales_of_commonsenseqa(tmp_path: Path) -> None:
-    root = Path(os.environ.get("CFDISTILL_TEST_DATA", runs.project_root().parent / "shared" / "data"))
-    file = root / "rationales" / "csqa_train_palm540b.jsonl"
+    file = TEST_DATA / "rationales" / "csqa_train_palm540b.jsonl"
     if not file.is_file():
         pytest.skip(
             f"{file} is not there; CFDISTILL_TEST_DATA names the folder with benchmarks and rationales"
         )
     params = file_study(tmp_path, [], train_questions=10_000).model_copy(
-        update={"data_root": str(root / "benchmarks"), "rationale_file": str(file)}
+        update={"data_root": str(TEST_DATA / "benchmarks"), "rationale_file": str(file)}
     )
     data.build("csqa", params)
     stage = rationale.build(params)
