@@ -8,20 +8,18 @@ import pytest
 from cfdistill import counterfactual, data, rationale
 from cfdistill.params import Params
 from cfdistill.teacher import spending
-from cfdistill.teacher.prices import price_of
 
 
 def costs(*rows: tuple[str, str, int, int]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=spending.COLUMNS)
 
 
-def test_prices_are_known_for_some_models() -> None:
-    assert price_of("gpt-5.2") == (1.75, 14.0)
-    assert price_of("scene-bank") is None
-
-
-def test_dollars_by_step_over_the_kept() -> None:
-    table = spending.per_kept(costs(("mask", "gpt-5.2", 2_000_000, 0), ("vote", "gpt-5.2", 0, 1_000_000)), 10)
+def test_dollars_by_step_over_the_kept(tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text("mine: {input: 1.75, output: 14.0, recorded: 2026-01-31}\n")
+    params = Params(teacher_prices=str(tmp_path / "prices.yaml"))
+    table = spending.per_kept(
+        costs(("mask", "mine", 2_000_000, 0), ("vote", "mine", 0, 1_000_000)), 10, params
+    )
     assert list(table["step"]) == ["mask", "vote"]
     assert list(table["read"]) == pytest.approx([0.35, 0])
     assert list(table["written"]) == pytest.approx([0, 1.4])
@@ -30,7 +28,7 @@ def test_dollars_by_step_over_the_kept() -> None:
 
 def test_tokens_where_a_price_is_unknown_and_no_step_that_asked_nothing() -> None:
     table = spending.per_kept(
-        costs(("mask", "gpt-5.2", 40, 20), ("vote", "own", 80, 4), ("round trip", "own", 0, 0)), 4
+        costs(("mask", "gpt-5.2", 40, 20), ("vote", "own", 80, 4), ("round trip", "own", 0, 0)), 4, Params()
     )
     assert table.to_dict("list") == {
         "step": ["mask", "vote"],
@@ -38,7 +36,7 @@ def test_tokens_where_a_price_is_unknown_and_no_step_that_asked_nothing() -> Non
         "written": [5.0, 1.0],
         "unit": ["tokens", "tokens"],
     }
-    assert spending.per_kept(costs(), 3).empty
+    assert spending.per_kept(costs(), 3, Params()).empty
 
 
 def test_stages_account_for_every_token(small_params: Params) -> None:

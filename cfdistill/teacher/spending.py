@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cfdistill.params import Params
+from cfdistill.teacher import prices
 from cfdistill.teacher.client import Teacher
-from cfdistill.teacher.prices import price_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,24 +42,29 @@ def write(folder: Path, rows: list[tuple[str, str, int, int]]) -> None:
     pd.DataFrame(rows, columns=COLUMNS).to_csv(folder / FILE, index=False)
 
 
-def per_kept(costs: pd.DataFrame, kept: int) -> pd.DataFrame:
+def per_kept(costs: pd.DataFrame, kept: int, params: Params) -> pd.DataFrame:
     """Return what one kept example cost, by step.
 
     Args:
         costs: `cost.csv` of one stage or several; dropped candidates are paid for in it, too.
         kept: number of examples that came out, above 0.
+        params: `teacher_prices`.
 
     Returns:
         The columns step, read and written (by the teacher, per example), and unit: US dollars if
         the price of every model is known, else tokens. Steps that asked nothing are left out.
+
+    Raises:
+        ParamsError: `teacher_prices` is no table of prices.
     """
     asked = costs[costs["prompt_tokens"] + costs["completion_tokens"] > 0].reset_index(drop=True)
-    prices = [price_of(model) for model in asked["model"]]
-    known = [price for price in prices if price is not None]
-    in_dollars = len(known) == len(prices)
-    per_token = [(i / 1e6, o / 1e6) for i, o in known] if in_dollars else [(1.0, 1.0)] * len(prices)
+    found = [prices.find(model, params) for model in asked["model"]]
+    known = [price for price in found if price is not None]
+    in_dollars = len(known) == len(found)
+    reading = [price.usd(1, 0) for price in known] if in_dollars else [1.0] * len(found)
+    writing = [price.usd(0, 1) for price in known] if in_dollars else [1.0] * len(found)
     return asked[["step"]].assign(
-        read=asked["prompt_tokens"] * [price for price, _ in per_token] / kept,
-        written=asked["completion_tokens"] * [price for _, price in per_token] / kept,
+        read=asked["prompt_tokens"] * reading / kept,
+        written=asked["completion_tokens"] * writing / kept,
         unit="US dollars" if in_dollars else "tokens",
     )
