@@ -238,6 +238,24 @@ def leaks(candidate: Candidate) -> bool:
     return after.count(target) > before.count(target)
 
 
+def make(params: Params, teacher: Teacher) -> list[Candidate]:
+    """Propose a study's candidates and take them through all steps.
+
+    Raises:
+        StageError: the questions are not there yet.
+    """
+    name = params.train_dataset
+    originals = data.questions(name, "train", params)
+    held_out = [
+        question
+        for split in ("validation", *data.test_splits(name, params))
+        for question in data.questions(name, split, params)
+    ]
+    candidates = propose(originals, params.counterfactuals_per_question)
+    candidates = fill(mask(candidates, teacher), teacher)
+    return vote(check(candidates, params, originals, held_out), teacher, params)
+
+
 def build(params: Params) -> runs.Stage:
     """Reuse or make the stage `counterfactuals`.
 
@@ -252,17 +270,9 @@ def build(params: Params) -> runs.Stage:
     made = runs.stage("counterfactuals", params)
     if made.is_complete():
         return made
-    name, source = params.train_dataset, runs.require(data.stage(params.train_dataset, params))
-    originals = data.questions(name, "train", params)
-    held_out = [
-        question
-        for split in ("validation", *data.test_splits(name, params))
-        for question in data.questions(name, split, params)
-    ]
+    source = runs.require(data.stage(params.train_dataset, params))
     with Teacher(params) as teacher, made.draft(params, inputs=[source]) as draft:
-        candidates = propose(originals, params.counterfactuals_per_question)
-        candidates = fill(mask(candidates, teacher), teacher)
-        candidates = vote(check(candidates, params, originals, held_out), teacher, params)
+        candidates = make(params, teacher)
         draft.drops.update(c.reason for c in candidates if c.reason)
         draft.notes["teacher"] = teacher.summary()
         if not _live(candidates):

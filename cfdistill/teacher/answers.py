@@ -13,6 +13,10 @@ from cfdistill.teacher.prompts import Prompt
 T = TypeVar("T")
 
 
+class NotYet(str):
+    """Stands for an answer that is still to come, when a teacher only notes what it is asked."""
+
+
 @dataclass(frozen=True)
 class Reply(Generic[T]):
     """What was read from the answer to one prompt; `value` is None when nothing could be."""
@@ -35,10 +39,9 @@ def ask_twice(
     Returns:
         One reply per prompt, in order.
     """
-    replies = [
-        _read(reader, text, attempts=1) for reader, text in zip(readers, teacher.ask(prompts), strict=True)
-    ]
-    again = [i for i, reply in enumerate(replies) if reply.value is None]
+    texts = teacher.ask(prompts)
+    replies = [_read(reader, text, attempts=1) for reader, text in zip(readers, texts, strict=True)]
+    again = [i for i, reply in enumerate(replies) if reply.value is None and not isinstance(texts[i], NotYet)]
     texts = teacher.ask([replace(prompts[i], sample=prompts[i].sample + 1) for i in again])
     for i, text in zip(again, texts, strict=True):
         replies[i] = _read(readers[i], text, attempts=2)

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -115,6 +114,13 @@ class Teacher:
         if missing:
             if self._params.teacher == "recorded":
                 raise TeacherError(self._describe_missing(list(missing.values())))
+            if self._params.teacher_batch:
+                tasks = _count_tasks(missing.values())
+                raise TeacherError(
+                    f"{len(missing)} answers are missing in {self.cache.path}: {tasks}; "
+                    "export, run, import, rerun (`cfdistill teacher batch-export`, the Batch API, `cfdistill "
+                    "teacher batch-import`, and this again)"
+                )
             self._fetch(missing)
             answers |= self.cache.get(missing)  # use what was committed, whoever came first
         self.usage.prompt_tokens += sum(answer.prompt_tokens for answer in answers.values())
@@ -182,25 +188,18 @@ class Teacher:
         response = await client.post("/chat/completions", body=self._request(prompt), cast_to=httpx2.Response)
         latency_s = round(time.perf_counter() - began, 4)
         try:
-            body = json.loads(response.text)
-            usage = body.get("usage") or {}
-            answer = Answer(
+            answer = Answer.read(
+                response.text,
                 key=key,
                 task=prompt.task,
                 base_url=self.base_url,
                 model=self.model,
-                response=response.text,
-                served_model=str(body.get("model", "")),
-                prompt_tokens=int(usage.get("prompt_tokens", 0)),
-                completion_tokens=int(usage.get("completion_tokens", 0)),
                 latency_s=latency_s,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
-            _ = answer.text
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except ValueError:
             raise TeacherError(
-                f"{self.base_url} answered, but not with a chat completion ({type(error).__name__}); "
-                "check teacher_base_url, which usually ends in /v1"
+                f"{self.base_url} answered, but not with a chat completion; check teacher_base_url, which "
+                "usually ends in /v1"
             ) from None
         self.cache.put(answer)
 
@@ -210,12 +209,7 @@ class Teacher:
 
         handler, key = self._handler, "none"
         if self._params.teacher == "live":
-            key = os.environ.get("OPENAI_API_KEY", "").strip()
-            if not key or not key.isascii() or not key.isprintable():
-                raise TeacherError(
-                    "teacher: live needs a key in the environment variable OPENAI_API_KEY (any word will do "
-                    "for a server that asks for none); teacher: offline needs no key"
-                )
+            key = api_key()
         elif handler is None:
             handler = offline.SceneTeacher(self._params.teacher_noise, self._params.data_seed)
         http_client = httpx2.AsyncClient(transport=httpx2.MockTransport(handler)) if handler else None
@@ -248,6 +242,21 @@ class Teacher:
             f"{len(missing)} answers are missing in {self.cache.path}: {_count_tasks(missing)}; first: "
             f"{first[:100]!r} for model {self.model}; record them with teacher: live or offline"
         )
+
+
+def api_key() -> str:
+    """Return the key, which the environment alone holds.
+
+    Raises:
+        TeacherError: there is none that could be sent.
+    """
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise TeacherError(
+            "teacher: live needs a key in the environment variable OPENAI_API_KEY (any word will do "
+            "for a server that asks for none); teacher: offline needs no key"
+        )
+    return key
 
 
 def cache_path(params: Params) -> Path:
