@@ -92,7 +92,8 @@ def propose(questions: Iterable[Question], per_question: int) -> list[Candidate]
     """Choose the target answers: those a scene has used least come first, so that all get their turn.
 
     Allowed are `question.targets`, or every wrong option when there are none. Ties are broken by a
-    hash, which favours no position and no wording.
+    hash, which favours no position and no wording. A question that itself holds `[MASK]` is dropped at
+    once: its own could not be told from ours.
     """
     used: Counter[tuple[str, str]] = Counter()
     candidates: list[Candidate] = []
@@ -103,7 +104,8 @@ def propose(questions: Iterable[Question], per_question: int) -> list[Candidate]
         pool.sort(key=lambda i: (used[scene, options[i]], _hash(f"{scene}/{options[i]}")))
         for target in pool[:per_question]:
             used[scene, options[target]] += 1
-            candidates.append(Candidate(question, target))
+            reason = f"{MASK} in the question" if MASK in question.stem else ""
+            candidates.append(Candidate(question, target, reason=reason))
     return candidates
 
 
@@ -128,8 +130,9 @@ def mask_spans(stem: str, spans: Sequence[str]) -> str:
         ValueError: a span does not stand in the question, or nothing of the question is left.
     """
     for span in spans:
-        found = re.search(rf"(?<![\w\[]){re.escape(span)}(?![\w\]])", stem, re.IGNORECASE)
-        if not found:
+        pattern = r"\s+".join(map(re.escape, span.split()))
+        found = re.search(rf"(?<![\w\[]){pattern}(?![\w\]])", stem, re.IGNORECASE)
+        if not found or MASK in span:
             raise ValueError("span is not in the question")
         stem = f"{stem[: found.start()]}{MASK}{stem[found.end() :]}"
     if not words(stem.replace(MASK, "")):

@@ -70,6 +70,15 @@ class Params(BaseModel):
         False, None, "never ask directly: stop and count what a batch must answer; needs teacher: live"
     )
     teacher_concurrency: int = _param(8, None, "requests under way at once", ge=1)
+    teacher_timeout_s: float = _param(120.0, None, "longest silence while waiting for a response", gt=0)
+    teacher_requests_per_minute: int = _param(0, None, "most requests sent in a minute; 0: no limit", ge=0)
+    teacher_tokens_per_minute: int = _param(
+        0, None, "most tokens, prompts and completions, in a minute; 0: no limit", ge=0
+    )
+    teacher_budget_usd: float = _param(
+        0.0, None, "most that all answers of the model in the cache may cost; 0: no cap", ge=0
+    )
+    teacher_prices: str = _param("", None, "YAML file of prices; empty: cfdistill/teacher/prices.yaml")
     teacher_noise: float = _param(0.05, "counterfactuals", "offline teacher's error rate", ge=0, le=1)
     # counterfactuals
     counterfactuals_per_question: int = _param(2, "counterfactuals", "target answers per question", ge=1)

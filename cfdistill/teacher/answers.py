@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from cfdistill.teacher.client import Teacher
 from cfdistill.teacher.prompts import Prompt
 
 T = TypeVar("T")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class NotYet(str):
@@ -54,18 +56,29 @@ def read_strings(text: str, name: str) -> tuple[str, ...]:
     Words around the object, such as a code fence, are ignored; line breaks become spaces.
 
     Raises:
-        ValueError: there is no such list.
+        ValueError: there is no such list, or there are several that differ.
     """
-    try:
-        values = json.loads(text[text.find("{") : text.rfind("}") + 1])[name]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError("no JSON of the form asked for") from error
-    if not isinstance(values, list) or not values:
+    found = [value[name] for value in _json_objects(text) if name in value]
+    if not found or not all(value == found[0] for value in found):
         raise ValueError("no JSON of the form asked for")
-    strings = tuple(" ".join(value.split()) if isinstance(value, str) else "" for value in values)
-    if not all(strings):
+    if not isinstance(found[0], list) or not found[0]:
+        raise ValueError("no JSON of the form asked for")
+    strings = tuple(" ".join(value.split()) if isinstance(value, str) else "" for value in found[0])
+    if not all(value and not CONTROL.search(value) for value in strings):
         raise ValueError("no JSON of the form asked for")
     return strings
+
+
+def _json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects that stand in a text, one after the other."""
+    start = text.find("{")
+    while start >= 0:
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, start)
+            yield value
+        except (ValueError, RecursionError):
+            end = start + 1
+        start = text.find("{", end)
 
 
 def _read(reader: Callable[[str], T], text: str, attempts: int) -> Reply[T]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,9 +27,11 @@ from cfdistill import counterfactual, data, rationale, runs
 from cfdistill.errors import TeacherError
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual
+from cfdistill.teacher import prices
 from cfdistill.teacher.answers import NotYet
 from cfdistill.teacher.cache import Answer
-from cfdistill.teacher.client import RETRIES, Teacher, api_key
+from cfdistill.teacher.client import Teacher
+from cfdistill.teacher.limits import estimate_tokens
 from cfdistill.teacher.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ URL: Final = "/v1/chat/completions"
 MAX_REQUESTS, MAX_BYTES = 50_000, 200_000_000  # of one file, as OpenAI allows
 ENDED = ("completed", "failed", "expired", "cancelled")
 TIMEOUT_S = 600.0  # longest wait for one call; files are large
+RETRIES = 4  # of one call, by the SDK with its own backoff; starting a batch is tried once
 
 
 class Response(BaseModel):
@@ -111,7 +115,7 @@ class Collector(Teacher):
 
     def request_line(self, key: str, prompt: Prompt) -> bytes:
         """Return a request in the Batch API's format."""
-        line = {"custom_id": key, "method": "POST", "url": URL, "body": self._request(prompt)}
+        line = {"custom_id": key, "method": "POST", "url": URL, "body": prompt.request(self.model)}
         return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
     def answer(self, row: Row) -> Answer:
@@ -131,10 +135,20 @@ class Collector(Teacher):
             batched=1,
         )
 
+    def check_budget(self, count: int) -> None:
+        """Raise BudgetReached when the first `count` missing answers might pass `teacher_budget_usd`."""
+        price = prices.find(self.model, self._params)
+        share = 1 - price.batch_discount if price else 1.0
+        for prompt in islice(self.missing.values(), count):
+            prompt_tokens, completion_tokens = estimate_tokens(prompt)
+            self._budget.reserve(prompt_tokens * share, completion_tokens * share)
+
     @contextmanager
     def connection(self) -> Iterator[OpenAI]:
         """Yield the SDK's client, and turn its errors into one sentence."""
         from openai import OpenAI, OpenAIError
+
+        from cfdistill.teacher.endpoint import api_key, explain
 
         try:
             with OpenAI(
@@ -143,7 +157,7 @@ class Collector(Teacher):
                 yield client
         except OpenAIError as error:
             # The SDK's error may quote the key, so it must not show in a traceback.
-            raise TeacherError(self._explain(error)) from None
+            raise TeacherError(explain(error, self.base_url, self.model)) from None
 
 
 @dataclass
@@ -252,7 +266,8 @@ def submit(params: Params) -> Submission:
     """Send all that can be asked by now to the endpoint as one batch, or go on with the one under way.
 
     Raises:
-        TeacherError: nothing is missing, the endpoint failed, or another process is submitting.
+        TeacherError: nothing is missing, the budget is reached, the endpoint failed, or another process
+            is submitting.
     """
     with Collector(params) as teacher, _turn(teacher):
         submission, batch = _load(teacher), None
@@ -318,6 +333,7 @@ def _upload(teacher: Collector, client: OpenAI) -> Submission:
     written = _write_requests(teacher, teacher.collect(), requests).total()
     if not written:
         raise TeacherError("no answer is missing, so there is nothing to submit; run the stages")
+    teacher.check_budget(written)
     with requests.open("rb") as file:
         uploaded = client.files.create(file=file, purpose="batch")
     began = datetime.now(UTC).isoformat(timespec="seconds")
