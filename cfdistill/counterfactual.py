@@ -273,14 +273,19 @@ def leaks(candidate: Candidate) -> bool:
     return after.count(target) > before.count(target)
 
 
-def rewrite(
-    originals: Sequence[Question],
-    held_out: Sequence[Question],
-    params: Params,
-    teacher: Teacher,
-    meter: Meter,
-) -> list[Candidate]:
-    """Take candidates through all steps, and note on the meter what each step took."""
+def make(params: Params, teacher: Teacher, meter: Meter) -> list[Candidate]:
+    """Propose a study's candidates and take them through all steps; the meter notes what each took.
+
+    Raises:
+        StageError: the questions are not there yet.
+    """
+    name = params.train_dataset
+    originals = data.questions(name, "train", params)
+    held_out = [
+        question
+        for split in ("validation", *data.test_splits(name, params))
+        for question in data.questions(name, split, params)
+    ]
     candidates = mask(propose(originals, params.counterfactuals_per_question), teacher)
     meter.note("mask")
     candidates = fill(candidates, teacher)
@@ -323,16 +328,10 @@ def build(params: Params) -> runs.Stage:
     made = runs.stage("counterfactuals", params)
     if made.is_complete():
         return made
-    name, source = params.train_dataset, runs.require(data.stage(params.train_dataset, params))
-    originals = data.questions(name, "train", params)
-    held_out = [
-        question
-        for split in ("validation", *data.test_splits(name, params))
-        for question in data.questions(name, split, params)
-    ]
+    source = runs.require(data.stage(params.train_dataset, params))
     with Teacher(params) as teacher, made.draft(params, inputs=[source]) as draft:
         meter = Meter(teacher)
-        candidates = rewrite(originals, held_out, params, teacher, meter)
+        candidates = make(params, teacher, meter)
         draft.drops.update(c.reason for c in candidates if c.reason)
         draft.notes["teacher"] = teacher.summary()
         if not _live(candidates):

@@ -67,6 +67,9 @@ class Params(BaseModel):
     teacher_cache: str = _param(
         "", "counterfactuals", "cache file; empty: run_root/teacher/cache.sqlite, or the shipped recording"
     )
+    teacher_batch: bool = _param(
+        False, None, "never ask directly: stop and count what a batch must answer; needs teacher: live"
+    )
     teacher_concurrency: int = _param(8, None, "requests under way at once", ge=1)
     teacher_timeout_s: float = _param(120.0, None, "longest silence while waiting for a response", gt=0)
     teacher_requests_per_minute: int = _param(0, None, "most requests sent in a minute; 0: no limit", ge=0)
@@ -125,6 +128,8 @@ class Params(BaseModel):
             ("student", [self.student], STUDENTS),
         ):
             _check_list(name, values, known)
+        if self.teacher_batch and self.teacher != "live":
+            raise ValueError(f"teacher_batch: needs teacher: live, not {self.teacher}")
         if "direct" not in self.scorings:
             raise ValueError("scorings: must hold direct, by which methods are compared")
         if self.vote_threshold > self.reasoning_paths:

@@ -113,6 +113,12 @@ class Teacher:
         if missing:
             if self._params.teacher == "recorded":
                 raise TeacherError(self._describe_missing(list(missing.values())))
+            if self._params.teacher_batch:
+                raise TeacherError(
+                    f"{len(missing)} answers are missing in {self.cache.path}: "
+                    f"{_count_tasks(missing.values())}; export, run, import, rerun (`cfdistill teacher "
+                    "batch-export`, the Batch API, `cfdistill teacher batch-import`, and this again)"
+                )
             self._fetch(missing, wanted)
             answers |= self.cache.get(missing)  # use what was committed, whoever came first
         self.usage.prompt_tokens += sum(answer.prompt_tokens for answer in answers.values())
