@@ -141,7 +141,7 @@ def test_rounds_of_export_and_import_end_where_a_direct_run_does(
 
 
 def test_requests_are_what_a_direct_call_sends_and_keys_are_the_caches(
-    batched: Params, tmp_path: Path
+    batched: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[dict[str, Any]] = []
 
@@ -157,11 +157,10 @@ def test_requests_are_what_a_direct_call_sends_and_keys_are_the_caches(
     assert [set(row) for row in exported[:3]] == [{"custom_id", "method", "url", "body"}] * 3
     assert {(row["method"], row["url"]) for row in exported} == {("POST", "/v1/chat/completions")}
     direct = batched.model_copy(update={"teacher_batch": False})
-    os.environ["OPENAI_API_KEY"] = KEY
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with Teacher(direct, handler=echo) as teacher:
         teacher.ask(list(wanted.values()))
         assert [teacher.key(prompt) for prompt in wanted.values()] == list(wanted)
-    del os.environ["OPENAI_API_KEY"]
     by_text = {json.dumps(body, sort_keys=True) for body in sent}
     assert by_text == {json.dumps(row["body"], sort_keys=True) for row in exported[:3]}
     assert [row["custom_id"] for row in exported[:3]] == list(wanted)
@@ -463,3 +462,11 @@ def test_submitting_needs_a_key_one_endpoint_and_a_turn(
     with pytest.raises(TeacherError, match=r"cache.sqlite.batch.json is damaged"):
         batch.submit(remote)
     assert len(server.batches) == 1
+
+
+def test_a_batch_beyond_the_budget_is_not_sent(remote: Params, server: Server) -> None:
+    priced = remote.model_copy(update={"teacher_model": "gpt-5.2", "teacher_budget_usd": 0.001})
+    with pytest.raises(TeacherError, match="teacher_budget_usd is reached"):
+        batch.submit(priced)
+    assert not server.files
+    assert batch.submit(priced.model_copy(update={"teacher_budget_usd": 1.0})).batch_id == "batch_0"

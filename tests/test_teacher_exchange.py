@@ -2,15 +2,20 @@
 
 import json
 import multiprocessing
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from cfdistill import counterfactual, data
 from cfdistill.cli import main
 from cfdistill.errors import TeacherError
+from cfdistill.params import Params
 from cfdistill.teacher import cache as cache_module
+from cfdistill.teacher import prices
 from cfdistill.teacher.cache import LAYOUT, MIGRATIONS, Answer, Cache
 from cfdistill.teacher.exchange import export_cache, import_cache
 
@@ -196,3 +201,54 @@ def test_the_command_line_moves_a_cache(tmp_path: Path, capsys: pytest.CaptureFi
     assert "none.sqlite is missing" in capsys.readouterr().err
     assert main(["teacher", "import-cache", "--cache", str(two), str(tmp_path / "none.jsonl")]) == 1
     assert "none.jsonl is missing" in capsys.readouterr().err
+
+
+# stats
+
+
+def test_stats_count_tokens_and_dollars_by_model_and_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    million = {"model": "gpt-5.2", "served_model": "gpt-5.2-2025-12-11", "prompt_tokens": 1_000_000}
+    filled(
+        tmp_path / "cache.sqlite",
+        answer(1, **million, completion_tokens=0),
+        answer(2, **million, completion_tokens=1_000_000),
+        answer(3, **million, completion_tokens=0, batched=1),  # at half price
+        answer(4, task="fill"),  # by a model without a price
+    ).close()
+    assert main(["teacher", "stats", "--cache", str(tmp_path / "cache.sqlite")]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    price = prices.find("gpt-5.2", Params())
+    assert price is not None
+    dated = ["gpt-5.2", "gpt-5.2-2025-12-11", "http://u/v1"]
+    direct, batch = 2 * price.input + price.output, price.input * (1 - price.batch_discount)
+    assert table[2:] == [
+        [*dated, "mask", "2", "2,000,000", "1,000,000", f"{direct:.4f}"],
+        [*dated, "(batch)", "mask", "1", "1,000,000", "0", f"{batch:.4f}"],
+        ["m", "served", "http://u/v1", "fill", "1", "7", "3", "no", "price"],
+        ["all", "4", "3,000,007", "1,000,003", f"{direct + batch:.4f}"],
+    ]
+
+
+def test_stats_of_a_study_tell_how_often_the_cache_answered(
+    small_params: Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "study.yaml"
+    profile.write_text(yaml.safe_dump(small_params.model_dump()))
+    assert main(["teacher", "stats", str(profile)]) == 1
+    assert "cache.sqlite is missing" in capsys.readouterr().err
+    for dataset in small_params.test_datasets:
+        data.build(dataset, small_params)
+    first = counterfactual.build(small_params)
+    asked = first.manifest()["notes"]["teacher"]["requests"]
+    assert main(["teacher", "stats", str(profile)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [
+        f"counterfactuals: 0 of {asked} answers were in the cache (0%)",
+        "rationales: not made yet",
+    ]
+    shutil.rmtree(first.path)
+    counterfactual.build(small_params)
+    assert main(["teacher", "stats", str(profile)]) == 0
+    assert f"counterfactuals: {asked} of {asked} answers were in the cache (100%)" in capsys.readouterr().out
