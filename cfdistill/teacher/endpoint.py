@@ -333,6 +333,8 @@ class _Store:
         """
         self._fresh.append(answer)
         async with self._lock:
+            if not self._fresh:  # somebody else has committed it
+                return
             batch, self._fresh = self._fresh, []
             try:
                 await asyncio.to_thread(self._cache.put_all, batch)
