@@ -130,7 +130,10 @@ class Loopback:
                 return reply(json.dumps({**told, "choices": []}).encode())
             case "refusal":
                 return reply(json.dumps(completion(None)).encode())
-        return reply(payload, status)
+        return reply(payload, status, self._retry_after() if status == 429 else "")
+
+    def _retry_after(self) -> str:
+        return f"Retry-After: {self.retry_after_s}\r\n"
 
 
 if __name__ == "__main__":

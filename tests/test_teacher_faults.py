@@ -125,6 +125,21 @@ def test_a_fault_that_lasts_stops_the_run_and_keeps_everything(
         assert rows(params) == 24
 
 
+def test_a_rate_limit_we_were_not_told_of_does_not_end_the_run(live: Any) -> None:
+    granted = 0.0
+
+    def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        nonlocal granted
+        if time.monotonic() < granted + 0.015:
+            return 429, {"error": {"message": "slow down"}}
+        granted = time.monotonic()
+        return 200, completion("fine")
+
+    with Loopback(retry_after_s=0.1, answer=answer) as server:
+        ask_all(live(server, teacher_concurrency=4), some_prompts(30))
+        assert set(server.answered.values()) == {1}
+
+
 # structured output
 
 
