@@ -67,3 +67,13 @@ def test_the_command_prints_a_table_and_asks_nobody(
         assert lines[6].startswith("total")
         assert dollars in lines[6]
         assert lines[-1].startswith("Assumed: ")
+
+
+def test_filters_and_published_rationales_change_what_is_asked(small_params: Params) -> None:
+    def asked(**changes: object) -> dict[str, int]:
+        return requests(forecast(small_params.model_copy(update=changes)))
+
+    plain = asked()
+    assert asked(round_trip_check=True) == plain | {"reason": plain["reason"] + plain["fill"]}
+    assert asked(vote_threshold=0) == plain | {"reason": 0}
+    assert set(asked(rationale_source="file").values()) == {0}

@@ -101,22 +101,28 @@ def forecast(params: Params) -> Forecast:
         TeacherError: the cache cannot be used.
         DataError: the questions cannot be read.
     """
-    name = params.train_dataset
-    data.build(name, params)
-    originals = data.questions(name, "train", params)
-    splits = ("validation", *data.test_splits(name, params))
-    held_out = [question for split in splits for question in data.questions(name, split, params)]
+    data.build(params.train_dataset, params)
     with _StandIn(params) as teacher:
-        candidates = counterfactual.propose(originals, params.counterfactuals_per_question)
-        candidates = counterfactual.fill(counterfactual.mask(candidates, teacher), teacher)
-        candidates = counterfactual.check(candidates, params, originals, held_out)
-        options = {c.stem: (c.original.options, c.target) for c in candidates}
-        teacher.answers = {stem: answer_text(*reached) for stem, reached in options.items()}
-        candidates = counterfactual.vote(candidates, teacher, params)
-        rationale.views([*originals, *(c.question() for c in candidates if not c.reason)], teacher)
+        if params.has_counterfactuals:  # published rationales are asked of nobody
+            _take_steps(params, teacher)
         costs = params.teacher == "live"
         price = prices.find(teacher.model, params) if costs else None
         return Forecast(teacher.model, list(teacher.rows.values()), price, costs)
+
+
+def _take_steps(params: Params, teacher: _StandIn) -> None:
+    name = params.train_dataset
+    originals = data.questions(name, "train", params)
+    splits = ("validation", *data.test_splits(name, params))
+    held_out = [question for split in splits for question in data.questions(name, split, params)]
+    candidates = counterfactual.propose(originals, params.counterfactuals_per_question)
+    candidates = counterfactual.fill(counterfactual.mask(candidates, teacher), teacher)
+    candidates = counterfactual.check(candidates, params, originals, held_out)
+    options = {c.stem: (c.original.options, c.target) for c in candidates}
+    teacher.answers = {stem: answer_text(*reached) for stem, reached in options.items()}
+    candidates = counterfactual.vote(candidates, teacher, params)
+    candidates = counterfactual.round_trip(candidates, teacher, params)
+    rationale.views([*originals, *(c.question() for c in candidates if not c.reason)], teacher)
 
 
 def to_text(made: Forecast) -> str:
