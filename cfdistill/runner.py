@@ -20,6 +20,7 @@ from cfdistill.progress import PROGRESS_FILE
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+    from traitlets.config import Config
 
 NOTEBOOKS = (
     "01_data_preparation",
@@ -141,6 +142,7 @@ def _execute(name: str, params: Params, bar: tqdm[Any], done: int) -> None:
                 kernel_name="python3",
                 progress_bar=False,
                 extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns of its transport
+                config=_patience(params),
             )
     except PapermillExecutionError as error:
         known = error.ename in {kind.__name__ for kind in CfdistillError.__subclasses__()}
@@ -148,6 +150,14 @@ def _execute(name: str, params: Params, bar: tqdm[Any], done: int) -> None:
         raise StageError(f"{name}: {what} (executed so far: {unfinished})") from error
     unfinished.rename(folder / f"{name}.ipynb")
     record.write_text(json.dumps(_fingerprint(name, params)))
+
+
+def _patience(params: Params) -> Config:
+    """Return how long a kernel may go on after Ctrl-C: until the teacher's requests under way are stored."""
+    from traitlets.config import Config
+
+    # At half of this time the kernel is asked once more to end, less politely.
+    return Config(KernelManager={"shutdown_wait_time": 2 * params.teacher_timeout_s + 10})
 
 
 def _fingerprint(name: str, params: Params) -> dict[str, Any]:

@@ -53,9 +53,11 @@ class Loopback:
         latency_s: float = 0.0,
         fault_rate: float = 0.0,
         faults: Sequence[str] = FAULTS,
+        retry_after_s: float = 1.0,
         answer: Callable[[dict[str, Any]], tuple[int, dict[str, Any]]] | None = None,
     ) -> None:
         self.latency_s, self.fault_rate, self.faults = latency_s, fault_rate, faults
+        self.retry_after_s = retry_after_s
         self.answer = answer or (lambda body: (200, completion(f"echo {body['messages'][-1]['content']}")))
         self.answered: Counter[str] = Counter()  # good answers and refusals, by question and sample
         self.met: Counter[str] = Counter()  # faults
@@ -113,7 +115,9 @@ class Loopback:
             case "rate limit":
                 return reply(b'{"error": {"message": "slow down"}}', 429)
             case "rate limit with Retry-After":
-                return reply(b'{"error": {"message": "slow down"}}', 429, "Retry-After: 1\r\n")
+                return reply(
+                    b'{"error": {"message": "slow down"}}', 429, f"Retry-After: {self.retry_after_s}\r\n"
+                )
             case "server error":
                 return reply(b"oh no", 500)
             case "stalled body":
@@ -126,7 +130,10 @@ class Loopback:
                 return reply(json.dumps({**told, "choices": []}).encode())
             case "refusal":
                 return reply(json.dumps(completion(None)).encode())
-        return reply(payload, status)
+        return reply(payload, status, self._retry_after() if status == 429 else "")
+
+    def _retry_after(self) -> str:
+        return f"Retry-After: {self.retry_after_s}\r\n"
 
 
 if __name__ == "__main__":

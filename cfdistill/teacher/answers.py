@@ -12,6 +12,7 @@ from cfdistill.teacher.client import Teacher
 from cfdistill.teacher.prompts import Prompt
 
 T = TypeVar("T")
+OBJECT = re.compile(r'\{\s*"')  # how a JSON object that holds something begins
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -71,14 +72,14 @@ def read_strings(text: str, name: str) -> tuple[str, ...]:
 
 def _json_objects(text: str) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects that stand in a text, one after the other."""
-    start = text.find("{")
-    while start >= 0:
+    start = OBJECT.search(text)
+    while start:
         try:
-            value, end = json.JSONDecoder().raw_decode(text, start)
+            value, end = json.JSONDecoder().raw_decode(text, start.start())
             yield value
         except (ValueError, RecursionError):
-            end = start + 1
-        start = text.find("{", end)
+            end = start.end()
+        start = OBJECT.search(text, end)
 
 
 def _read(reader: Callable[[str], T], text: str, attempts: int) -> Reply[T]:

@@ -1,4 +1,4 @@
-"""The teacher's client: cache first, then an OpenAI-compatible endpoint, with bounded concurrency.
+"""The teacher's client: cache first, then an OpenAI-compatible endpoint (`endpoint.py`).
 
 Three backends differ only in where a missing answer comes from: `live` asks an endpoint, `offline` asks
 the stand-in through an in-process transport, and `recorded` asks nobody.

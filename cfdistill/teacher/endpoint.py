@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -32,7 +33,7 @@ from cfdistill.teacher.prompts import Prompt
 Handler = Callable[[httpx2.Request], Any]
 RETRIES = 10  # of one request: by the SDK, or by us when the answer is no chat completion
 FIRST_RETRIES = 4  # before anything was answered: the address may be wrong, so say so soon
-PROMPTS_PER_SLOT = 16  # most prompts begun, for each slot: the others wait for their next attempt
+PROMPTS_PER_SLOT = 8  # most prompts begun, for each slot: the others wait for their next attempt
 LONGEST_REST_S = 120.0  # as the SDK's
 THROTTLED = 0.5  # share of attempts refused for the rate from which on a refused slot rests, too
 SCHEMA_WORDS = ("response_format", "json_schema", "structured output")  # in a refusal of the schema
@@ -108,7 +109,8 @@ class Endpoint:
         """Return for how long the slot of an answered attempt has to rest, in seconds.
 
         While the server turns most attempts away for their rate, fewer prompts must compete, or each one
-        would use up its retries; so a slot rests as long as its prompt waits.
+        would use up its retries; so a slot rests at least as long as its prompt waits, and not all slots
+        equally long, or their prompts would come back together.
         """
         refused = response.status_code == 429
         self._throttled = 0.9 * self._throttled + 0.1 * refused
@@ -117,8 +119,8 @@ class Endpoint:
         try:
             asked_s = float(response.headers.get("retry-after", 1))
         except ValueError:  # a date
-            return 1.0
-        return asked_s if 0 < asked_s <= LONGEST_REST_S else 1.0
+            asked_s = 1.0
+        return (asked_s if 0 < asked_s <= LONGEST_REST_S else 1.0) * random.uniform(1, 2)
 
 
 def explain(error: OpenAIError, base_url: str, model: str) -> str:
@@ -333,6 +335,8 @@ class _Store:
         """
         self._fresh.append(answer)
         async with self._lock:
+            if not self._fresh:  # somebody else has committed it
+                return
             batch, self._fresh = self._fresh, []
             try:
                 await asyncio.to_thread(self._cache.put_all, batch)
