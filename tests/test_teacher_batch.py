@@ -177,6 +177,7 @@ def test_failed_and_unknown_rows_are_counted_and_failed_ones_are_asked_again(
     results[1] |= {"response": None, "error": {"code": "batch_expired", "message": "too late"}}
     results[2]["response"]["body"] = {"choices": []}
     results[3]["response"] |= {"status_code": 500, "body": "<html>"}
+    results[4]["response"]["body"]["choices"][0]["message"]["content"] += "\ud83d"  # half an emoji
     failed = {row["custom_id"] for row in results[:4]}
     stranger = results[4] | {"custom_id": "of-another-study"}
     imported = batch.import_results(batched, write(tmp_path / "r.jsonl", [*results, results[5], stranger]))

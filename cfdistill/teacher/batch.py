@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from cfdistill import counterfactual, data, rationale, runs
 from cfdistill.errors import TeacherError
@@ -121,7 +121,7 @@ class Collector(Teacher):
     def request_line(self, key: str, prompt: Prompt) -> bytes:
         """Return a request in the Batch API's format."""
         line = {"custom_id": key, "method": "POST", "url": URL, "body": prompt.request(self.model)}
-        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(line).encode() + b"\n"
 
     def answer(self, row: Row) -> Answer:
         """Return the answer in a result row to a missing key.
@@ -132,7 +132,7 @@ class Collector(Teacher):
         if row.response is None or row.response.status_code != 200 or row.error:
             raise ValueError(row.failure())
         return Answer.read(
-            json.dumps(row.response.body, ensure_ascii=False),
+            json.dumps(row.response.body),  # in ASCII: a body may hold half an emoji
             key=row.custom_id,
             task=self.missing[row.custom_id].task,
             base_url=self.base_url,
@@ -240,8 +240,8 @@ def _read_rows(source: Path) -> list[Row]:
     with source.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                rows.append(Row.model_validate_json(line))
-            except ValidationError as error:
+                rows.append(Row.model_validate(json.loads(line)))
+            except (ValueError, RecursionError) as error:
                 raise TeacherError(
                     f"{source}, line {number}: no result row of the Batch API; nothing was imported, so mend "
                     "or delete the line and import again"
