@@ -30,6 +30,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)  ## measured claims, into results/bench/
+	$(BIN)/python benchmarks/teacher.py
 	$(BIN)/python benchmarks/training.py
 
 lab: $(READY)

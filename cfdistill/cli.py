@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cfdistill import __version__
 from cfdistill.errors import CfdistillError
+from cfdistill.teacher import commands as teacher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="say what this machine has and what a study would use")
     doctor.add_argument("profile", type=Path, nargs="?", help="parameters; without: the default study")
     doctor.set_defaults(command=_doctor)
+
+    teacher.register(commands)
 
     readme = commands.add_parser("readme", help="write the numbers of results folders into README.md")
     readme.add_argument("results", type=Path, help="such as results/offline")

@@ -1,4 +1,4 @@
-"""Counterfactual questions (paper, Figs. 3 and 4): mask → fill → check → vote.
+"""Counterfactual questions (paper, Figs. 3 and 4): mask → fill → check → vote → round trip.
 
 A `Candidate` goes through the steps one after the other. Every step takes a list and returns a list of
 the same length; a candidate that fails one carries the reason and is left alone from then on. What
@@ -13,16 +13,20 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cfdistill import data, runs
 from cfdistill.data.weasel import fill_slot
 from cfdistill.errors import TeacherError
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual, Question, read_answer
-from cfdistill.teacher import Teacher
+from cfdistill.teacher import Teacher, spending
 from cfdistill.teacher.answers import ask_twice, read_strings
 from cfdistill.teacher.prompts import render
+from cfdistill.teacher.spending import Meter
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MASK = "[MASK]"
 FUNNEL_COLUMNS = (
@@ -39,6 +43,8 @@ FUNNEL_COLUMNS = (
     "verdict",
     "reason",
 )
+VOTE, ROUND_TRIP = "agreed by vote", "agreed in another order"
+FUNNEL_STEPS = ("masked", "filled", "passed checks", VOTE, ROUND_TRIP)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ def propose(questions: Iterable[Question], per_question: int) -> list[Candidate]
     """Choose the target answers: those a scene has used least come first, so that all get their turn.
 
     Allowed are `question.targets`, or every wrong option when there are none. Ties are broken by a
-    hash, which favours no position and no wording.
+    hash, which favours no position and no wording. A question that itself holds `[MASK]` is dropped at
+    once: its own could not be told from ours.
     """
     used: Counter[tuple[str, str]] = Counter()
     candidates: list[Candidate] = []
@@ -103,7 +110,8 @@ def propose(questions: Iterable[Question], per_question: int) -> list[Candidate]
         pool.sort(key=lambda i: (used[scene, options[i]], _hash(f"{scene}/{options[i]}")))
         for target in pool[:per_question]:
             used[scene, options[target]] += 1
-            candidates.append(Candidate(question, target))
+            reason = f"{MASK} in the question" if MASK in question.stem else ""
+            candidates.append(Candidate(question, target, reason=reason))
     return candidates
 
 
@@ -128,8 +136,9 @@ def mask_spans(stem: str, spans: Sequence[str]) -> str:
         ValueError: a span does not stand in the question, or nothing of the question is left.
     """
     for span in spans:
-        found = re.search(rf"(?<![\w\[]){re.escape(span)}(?![\w\]])", stem, re.IGNORECASE)
-        if not found:
+        pattern = r"\s+".join(map(re.escape, span.split()))
+        found = re.search(rf"(?<![\w\[]){pattern}(?![\w\]])", stem, re.IGNORECASE)
+        if not found or MASK in span:
             raise ValueError("span is not in the question")
         stem = f"{stem[: found.start()]}{MASK}{stem[found.end() :]}"
     if not words(stem.replace(MASK, "")):
@@ -168,7 +177,7 @@ def check(
 
     Args:
         candidates: filled ones.
-        params: bounds of the edit ratio.
+        params: bounds of the edit ratio, and whether an answer may leak.
         training: the originals; a counterfactual must not repeat one.
         held_out: validation and test questions; none of them may enter the training data.
     """
@@ -178,7 +187,7 @@ def check(
     for c in _live(candidates):
         c = replace(c, edit_ratio=edit_ratio(c.original.stem, c.stem))
         stem = normalize(c.stem)
-        if leaks(c):
+        if params.leak_check and leaks(c):
             c = replace(c, reason="answer leaked")
         elif c.edit_ratio < params.min_edit_ratio:
             c = replace(c, reason="unchanged")
@@ -198,8 +207,11 @@ def vote(candidates: Sequence[Candidate], teacher: Teacher, params: Params) -> l
     """Keep the candidates whose reasoning paths agree on the target (the paper's consistency filter).
 
     The teacher answers each question `reasoning_paths` times without being told the target; at least
-    `vote_threshold` answers must be the target. Numbers are our choice.
+    `vote_threshold` answers must be the target. Numbers are our choice. A threshold of 0 asks nothing
+    and keeps everything.
     """
+    if not params.vote_threshold:
+        return list(candidates)
     live, paths = _live(candidates), params.reasoning_paths
     prompts = [
         render("reason", c.stem, c.original.options, sample=sample) for c in live for sample in range(paths)
@@ -212,6 +224,29 @@ def vote(candidates: Sequence[Candidate], teacher: Teacher, params: Params) -> l
         reason = "" if votes >= params.vote_threshold else "too few votes"
         voted.append(replace(c, votes=votes, paths=paths, reason=reason))
     return _merge(candidates, voted)
+
+
+def round_trip(candidates: Sequence[Candidate], teacher: Teacher, params: Params) -> list[Candidate]:
+    """Drop the candidates whose answer depends on the order of the options (our choice; off by default).
+
+    The teacher answers each question once more, with every option in another place.
+    """
+    if not params.round_trip_check:
+        return list(candidates)
+    live = _live(candidates)
+    orders = [reorder(c.original.options, c.question().id) for c in live]
+    answers = teacher.ask([render("reason", c.stem, order) for c, order in zip(live, orders, strict=True)])
+    checked: list[Candidate] = []
+    for c, order, text in zip(live, orders, answers, strict=True):
+        answer, target = read_answer(text, order), order.index(c.original.options[c.target])
+        checked.append(c if answer == target else replace(c, reason="round trip: another answer"))
+    return _merge(candidates, checked)
+
+
+def reorder(options: tuple[str, ...], key: str) -> tuple[str, ...]:
+    """Turn the options round by a number of places that depends on `key`, so that none stays put."""
+    turn = 1 + int(_hash(key), 16) % (len(options) - 1)
+    return options[turn:] + options[:turn]
 
 
 def words(text: str) -> list[str]:
@@ -238,10 +273,51 @@ def leaks(candidate: Candidate) -> bool:
     return after.count(target) > before.count(target)
 
 
+def make(params: Params, teacher: Teacher, meter: Meter) -> list[Candidate]:
+    """Propose a study's candidates and take them through all steps; the meter notes what each took.
+
+    Raises:
+        StageError: the questions are not there yet.
+    """
+    name = params.train_dataset
+    originals = data.questions(name, "train", params)
+    held_out = [
+        question
+        for split in ("validation", *data.test_splits(name, params))
+        for question in data.questions(name, split, params)
+    ]
+    candidates = mask(propose(originals, params.counterfactuals_per_question), teacher)
+    meter.note("mask")
+    candidates = fill(candidates, teacher)
+    meter.note("fill")
+    candidates = vote(check(candidates, params, originals, held_out), teacher, params)
+    meter.note("vote")
+    candidates = round_trip(candidates, teacher, params)
+    meter.note("round trip")
+    return candidates
+
+
+def finished(params: Params) -> list[runs.Stage]:
+    """Return the finished stage in a list, which is empty for a study without counterfactuals.
+
+    Raises:
+        StageError: the stage is missing.
+    """
+    return [runs.require(runs.stage("counterfactuals", params))] if params.has_counterfactuals else []
+
+
+def read(params: Params) -> list[Counterfactual]:
+    """Return what the finished stage kept; nothing for a study without counterfactuals."""
+    return [
+        c for stage in finished(params) for c in stage.read("counterfactuals.train.jsonl", Counterfactual)
+    ]
+
+
 def build(params: Params) -> runs.Stage:
     """Reuse or make the stage `counterfactuals`.
 
-    Makes `counterfactuals.train.jsonl` (what is kept) and `funnel.csv` (one row per candidate).
+    Makes `counterfactuals.train.jsonl` (what is kept), `funnel.csv` (one row per candidate) and
+    `cost.csv` (tokens by step).
 
     Raises:
         StageError: the questions of `train_dataset` are not there yet.
@@ -252,17 +328,10 @@ def build(params: Params) -> runs.Stage:
     made = runs.stage("counterfactuals", params)
     if made.is_complete():
         return made
-    name, source = params.train_dataset, runs.require(data.stage(params.train_dataset, params))
-    originals = data.questions(name, "train", params)
-    held_out = [
-        question
-        for split in ("validation", *data.test_splits(name, params))
-        for question in data.questions(name, split, params)
-    ]
+    source = runs.require(data.stage(params.train_dataset, params))
     with Teacher(params) as teacher, made.draft(params, inputs=[source]) as draft:
-        candidates = propose(originals, params.counterfactuals_per_question)
-        candidates = fill(mask(candidates, teacher), teacher)
-        candidates = vote(check(candidates, params, originals, held_out), teacher, params)
+        meter = Meter(teacher)
+        candidates = make(params, teacher, meter)
         draft.drops.update(c.reason for c in candidates if c.reason)
         draft.notes["teacher"] = teacher.summary()
         if not _live(candidates):
@@ -270,7 +339,37 @@ def build(params: Params) -> runs.Stage:
         draft.write("counterfactuals.train.jsonl", [c.counterfactual() for c in _live(candidates)])
         funnel = pd.DataFrame([c.row() for c in candidates], columns=FUNNEL_COLUMNS)
         funnel.to_csv(draft.path / "funnel.csv", index=False)
+        spending.write(draft.path, meter.rows)
     return made
+
+
+def funnel_counts(funnel: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """Count what each step of the filter keeps.
+
+    Args:
+        funnel: `funnel.csv`, one row per candidate; its column `reason` is empty for kept ones.
+        params: which steps there are.
+
+    Returns:
+        One row per step with the columns step, left (candidates after it) and drops (by reason).
+    """
+    import pandas as pd
+
+    asked = {VOTE: params.vote_threshold > 0, ROUND_TRIP: params.round_trip_check}
+    reasons = funnel["reason"].fillna("")
+    steps = reasons[reasons != ""].map(_step)
+    rows, left = [("candidates", len(funnel), "")], len(funnel)
+    for step in (step for step in FUNNEL_STEPS if asked.get(step, True)):
+        dropped = reasons[steps[steps == step].index].value_counts()
+        left -= int(dropped.sum())
+        rows.append((step, left, ", ".join(f"{count} {reason}" for reason, count in dropped.items())))
+    return pd.DataFrame(rows, columns=["step", "left", "drops"])
+
+
+def _step(reason: str) -> str:
+    """Return the step that drops candidates for this reason."""
+    named = {"mask": "masked", "fill": "filled", "too few votes": VOTE, "round trip": ROUND_TRIP}
+    return named.get(reason.partition(":")[0], "passed checks")
 
 
 def _read_mask(stem: str, text: str) -> tuple[str, ...]:

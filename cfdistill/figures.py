@@ -56,7 +56,6 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 4,
     "pdf.fonttype": 42,
 }
-FUNNEL_STEPS = ("masked", "filled", "passed checks", "agreed by vote")
 P = ParamSpec("P")
 
 
@@ -183,33 +182,12 @@ def fig6_architectures(metrics: pd.DataFrame, split: str | None = None) -> Figur
     return _legend_below(fig)
 
 
-def funnel_counts(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Count what the counterfactual filter keeps.
-
-    Args:
-        ledger: `funnel.csv`, one row per candidate; its column `reason` is empty for kept ones.
-
-    Returns:
-        One row per step with the columns step, left (candidates after it) and drops (by reason).
-    """
-    import pandas as pd
-
-    reasons = ledger["reason"].fillna("")
-    steps = reasons[reasons != ""].map(_funnel_step)
-    rows, left = [("candidates", len(ledger), "")], len(ledger)
-    for step in FUNNEL_STEPS:
-        dropped = reasons[steps[steps == step].index].value_counts()
-        left -= int(dropped.sum())
-        rows.append((step, left, ", ".join(f"{count} {reason}" for reason, count in dropped.items())))
-    return pd.DataFrame(rows, columns=["step", "left", "drops"])
-
-
 @styled
 def fig_funnel(counts: pd.DataFrame) -> Figure:
     """Draw what is left after each step of the filter, and why the rest was dropped.
 
     Args:
-        counts: from `funnel_counts`.
+        counts: from `counterfactual.funnel_counts`.
     """
     fig, (ax,) = subplots(1, 1, width=PAGE, height=0.5 + 0.34 * len(counts))
     ax.barh(range(len(counts)), counts["left"], color=RIGHT, alpha=0.35)
@@ -244,6 +222,31 @@ def fig_cost(df: pd.DataFrame, unit: str) -> Figure:
     ax.grid(False)
     ax.margins(x=0.18)
     ax.set(xlabel=unit)
+    return fig
+
+
+@styled
+def fig_unit_cost(df: pd.DataFrame, example: str) -> Figure:
+    """Draw what one kept example cost, a bar per step: what the teacher read, and what it wrote.
+
+    Args:
+        df: from `spending.per_kept`.
+        example: what is counted, such as "kept counterfactual".
+    """
+    if df.empty:
+        return _note("no teacher was asked, or it reported no tokens")
+    fig, (ax,) = subplots(1, 1, width=PAGE, height=0.9 + 0.3 * len(df))
+    ax.barh(range(len(df)), df["read"], color=RIGHT, alpha=0.35, label="prompts read")
+    bars = ax.barh(range(len(df)), df["written"], left=df["read"], color=RIGHT, label="answers written")
+    totals, unit = df["read"] + df["written"], df["unit"].iloc[0]
+    ax.bar_label(bars, labels=[_amount(total) for total in totals], padding=2)
+    ax.set_yticks(range(len(df)), df["step"])
+    ax.invert_yaxis()
+    ax.grid(False)
+    ax.tick_params(axis="y", length=0)
+    ax.margins(x=0.1)
+    ax.set(xlabel=f"{unit} per {example}", title=f"{_amount(totals.sum())} {unit} per {example}")
+    fig.legend(loc="outside lower center", ncols=2)
     return fig
 
 
@@ -303,6 +306,10 @@ def _note(words: str) -> Figure:
     return fig
 
 
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _reported_panel(ax: Axes) -> None:
     for x, known in enumerate(REPORTED):
         ax.plot(x, known.accuracy, marker="*", color="black", markersize=8, fillstyle="none")
@@ -310,12 +317,6 @@ def _reported_panel(ax: Axes) -> None:
         ax.annotate(words, (x, known.accuracy), (0, 8), ha="center", fontsize=6, textcoords="offset points")
     ax.set_xticks(range(len(REPORTED)), [known.student.replace("-", "-\n") for known in REPORTED])
     ax.set(title="paper reports (ARC)", ylim=(0, 100), xlim=(-0.7, len(REPORTED) - 0.3))
-
-
-def _funnel_step(reason: str) -> str:
-    """Return the step that drops candidates for this reason."""
-    named = {"mask": "masked", "fill": "filled", "too few votes": "agreed by vote"}
-    return named.get(reason.partition(":")[0], "passed checks")
 
 
 def subplots(

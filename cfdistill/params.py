@@ -16,6 +16,7 @@ from cfdistill.errors import ParamsError
 
 STAGES = ("data", "counterfactuals", "rationales", "training", "evaluation", "metrics")
 METHODS = ("ft", "ft-cot", "ft-cot-long", "cf-distill")
+FILE_METHODS = ("ft", "ft-cot")  # those that need no more than one rationale of each original question
 DATASETS = (
     "weasel-commonsense",
     "weasel-qualitative",
@@ -66,14 +67,37 @@ class Params(BaseModel):
     teacher_cache: str = _param(
         "", "counterfactuals", "cache file; empty: run_root/teacher/cache.sqlite, or the shipped recording"
     )
+    teacher_batch: bool = _param(
+        False, None, "never ask directly: stop and count what a batch must answer; needs teacher: live"
+    )
     teacher_concurrency: int = _param(8, None, "requests under way at once", ge=1)
+    teacher_timeout_s: float = _param(120.0, None, "longest silence while waiting for a response", gt=0)
+    teacher_requests_per_minute: int = _param(0, None, "most requests sent in a minute; 0: no limit", ge=0)
+    teacher_tokens_per_minute: int = _param(
+        0, None, "most tokens, prompts and completions, in a minute; 0: no limit", ge=0
+    )
+    teacher_budget_usd: float = _param(
+        0.0, None, "most that all answers of the model in the cache may cost; 0: no cap", ge=0
+    )
+    teacher_prices: str = _param("", None, "YAML file of prices; empty: cfdistill/teacher/prices.yaml")
     teacher_noise: float = _param(0.05, "counterfactuals", "offline teacher's error rate", ge=0, le=1)
     # counterfactuals
     counterfactuals_per_question: int = _param(2, "counterfactuals", "target answers per question", ge=1)
     reasoning_paths: int = _param(5, "counterfactuals", "reasoning paths K per candidate", ge=1)
-    vote_threshold: int = _param(4, "counterfactuals", "paths that must reach the target", ge=1)
+    vote_threshold: int = _param(4, "counterfactuals", "paths that must reach the target; 0: no vote", ge=0)
     min_edit_ratio: float = _param(0.02, "counterfactuals", "smallest share of tokens changed", ge=0, le=1)
     max_edit_ratio: float = _param(0.8, "counterfactuals", "largest share of tokens changed", ge=0, le=1)
+    leak_check: bool = _param(True, "counterfactuals", "drop rewrites that name the target answer")
+    round_trip_check: bool = _param(
+        False, "counterfactuals", "ask once more with the options in another order"
+    )
+    # rationales
+    rationale_source: Literal["teacher", "file"] = _param(
+        "teacher", "rationales", "who explains: teacher | file (published ones, for ft and ft-cot)"
+    )
+    rationale_file: str = _param(
+        "", "rationales", "JSONL of id, rationale, predicted (a letter or null), for source file"
+    )
     # training
     epochs: float = _param(3.0, "training", "passes over a method's own examples", gt=0)
     batch_size: int = _param(4, "training", "examples per optimiser step", ge=1)
@@ -104,6 +128,8 @@ class Params(BaseModel):
             ("student", [self.student], STUDENTS),
         ):
             _check_list(name, values, known)
+        if self.teacher_batch and self.teacher != "live":
+            raise ValueError(f"teacher_batch: needs teacher: live, not {self.teacher}")
         if "direct" not in self.scorings:
             raise ValueError("scorings: must hold direct, by which methods are compared")
         if self.vote_threshold > self.reasoning_paths:
@@ -111,6 +137,24 @@ class Params(BaseModel):
         if self.min_edit_ratio > self.max_edit_ratio:
             raise ValueError(f"min_edit_ratio is above max_edit_ratio ({self.max_edit_ratio})")
         return self
+
+    @model_validator(mode="after")
+    def _check_rationale_file(self) -> Self:
+        if self.has_counterfactuals:
+            return self
+        if unfit := [method for method in self.methods if method not in FILE_METHODS]:
+            raise ValueError(
+                f"methods: {', '.join(unfit)} cannot be trained with rationale_source: file, which explains "
+                f"originals from one side; use {', '.join(FILE_METHODS)} or rationale_source: teacher"
+            )
+        if not self.rationale_file:
+            raise ValueError("rationale_source: file needs rationale_file, the path of the rationales")
+        return self
+
+    @property
+    def has_counterfactuals(self) -> bool:
+        """Tell whether the study rewrites questions: published rationales are of original ones only."""
+        return self.rationale_source == "teacher"
 
     @classmethod
     def build(cls, values: Mapping[str, Any], where: str = "parameters") -> Self:

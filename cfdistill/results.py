@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfdistill import figures, metrics, qualitative, runs, tables
+from cfdistill import counterfactual, figures, metrics, qualitative, runs, tables
 from cfdistill.errors import StageError
 from cfdistill.params import Params
 
@@ -59,12 +59,12 @@ def stories(params: Params) -> dict[str, pd.DataFrame]:
 
 
 def funnel(params: Params) -> pd.DataFrame:
-    """Return the ledger of counterfactual candidates."""
+    """Return the ledger of counterfactual candidates, empty for a study without counterfactuals."""
     import pandas as pd
 
-    return pd.read_csv(
-        runs.require(runs.stage("counterfactuals", params)).path / "funnel.csv", keep_default_na=False
-    )
+    ledgers = [stage.path / "funnel.csv" for stage in counterfactual.finished(params)]
+    empty = pd.DataFrame(columns=counterfactual.FUNNEL_COLUMNS)
+    return pd.concat([empty, *(pd.read_csv(path, keep_default_na=False) for path in ledgers)])
 
 
 def cost(params: Params) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from cfdistill.progress import PROGRESS_FILE
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+    from traitlets.config import Config
 
 NOTEBOOKS = (
     "01_data_preparation",
@@ -45,7 +46,7 @@ def run(
         StageError: a notebook failed; the message is the failing cell's own sentence.
     """
     params = Params.from_yaml(profile, overrides)
-    chosen = select(only)
+    chosen = select(only, params)
     folder = executed_folder(params)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,8 +63,10 @@ def run(
     return params
 
 
-def select(only: Sequence[str]) -> list[str]:
-    """Return the notebooks whose names begin with one of `only` ("04", "05_eval…"); all if empty.
+def select(only: Sequence[str], params: Params) -> list[str]:
+    """Return the notebooks whose names begin with one of `only` ("04", "05_eval…").
+
+    If `only` is empty: all that the study needs, which may be without the second.
 
     Raises:
         ParamsError: a prefix fits no notebook.
@@ -71,7 +74,9 @@ def select(only: Sequence[str]) -> list[str]:
     for prefix in only:
         if not any(name.startswith(prefix) for name in NOTEBOOKS):
             raise ParamsError(f"--only {prefix}: no such notebook; there are {', '.join(NOTEBOOKS)}")
-    return [name for name in NOTEBOOKS if not only or name.startswith(tuple(only))]
+    if only:
+        return [name for name in NOTEBOOKS if name.startswith(tuple(only))]
+    return [name for name in NOTEBOOKS if params.has_counterfactuals or name[:2] != "02"]
 
 
 def executed_folder(params: Params) -> Path:
@@ -110,11 +115,12 @@ def is_current(name: str, params: Params) -> bool:
 
 def commands(profile: Path, overrides: Mapping[str, str], only: Sequence[str] = ()) -> list[str]:
     """Return the plain papermill commands that do what `run` does."""
-    folder = executed_folder(Params.from_yaml(profile, overrides))
+    params = Params.from_yaml(profile, overrides)
+    folder = executed_folder(params)
     given = "".join(f" -p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
     return [
         f"papermill {_short(source_path(name))} {_short(folder / name)}.ipynb -f {_short(profile)}{given}"
-        for name in select(only)
+        for name in select(only, params)
     ]
 
 
@@ -141,6 +147,7 @@ def _execute(name: str, params: Params, bar: tqdm[Any], done: int) -> None:
                 kernel_name="python3",
                 progress_bar=False,
                 extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns of its transport
+                config=_patience(params),
             )
     except PapermillExecutionError as error:
         known = error.ename in {kind.__name__ for kind in CfdistillError.__subclasses__()}
@@ -148,6 +155,14 @@ def _execute(name: str, params: Params, bar: tqdm[Any], done: int) -> None:
         raise StageError(f"{name}: {what} (executed so far: {unfinished})") from error
     unfinished.rename(folder / f"{name}.ipynb")
     record.write_text(json.dumps(_fingerprint(name, params)))
+
+
+def _patience(params: Params) -> Config:
+    """Return how long a kernel may go on after Ctrl-C: until the teacher's requests under way are stored."""
+    from traitlets.config import Config
+
+    # At half of this time the kernel is asked once more to end, less politely.
+    return Config(KernelManager={"shutdown_wait_time": 2 * params.teacher_timeout_s + 10})
 
 
 def _fingerprint(name: str, params: Params) -> dict[str, Any]:

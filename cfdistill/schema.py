@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 from cfdistill.errors import DataError
 
 LETTERS = "ABCDEFGHIJ"
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # what no text file or tokenizer takes
 DIRECT = "[Direct election]"  # strategy token that asks for the positive view (paper, "Training")
 ELIMINATION = "[Elimination method]"  # strategy token that asks for the negative view
 
@@ -59,6 +60,8 @@ class Question(Record):
                 f"question {self.id}: needs 2 to {len(LETTERS)} options and an answer among them, "
                 f"has {len(self.options)} options and answer index {self.answer}"
             )
+        if UNWRITABLE.search("".join((self.stem, *self.options))):
+            raise DataError(f"question {self.id}: holds NUL or half a character; mend or delete its row")
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def read_jsonl(path: Path, kind: type[R]) -> list[R]:
     if not path.is_file():
         raise DataError(f"{path} is missing; run the stage that makes it")
     records: list[R] = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:  # so that bytes that are no text are told with their line, too
         for number, line in enumerate(lines, 1):
             try:
                 records.append(kind.from_json(json.loads(line)))

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cfdistill import data, runs, students
+from cfdistill import counterfactual, data, runs, students
 from cfdistill.encoding import Packed, check_lengths, encode, pack
 from cfdistill.errors import TrainingError
 from cfdistill.params import Params
@@ -80,18 +80,17 @@ def upstream(params: Params) -> list[runs.Stage]:
     """Return the finished stages that training reads; raises StageError when one is missing."""
     return [
         runs.require(data.stage(params.train_dataset, params)),
-        runs.require(runs.stage("counterfactuals", params)),
+        *counterfactual.finished(params),
         runs.require(runs.stage("rationales", params)),
     ]
 
 
 def read_material(params: Params) -> tuple[list[Question], list[Counterfactual], list[Rationale]]:
     """Return training questions, counterfactuals and rationales from the finished stages."""
-    questions, counterfactuals, rationales = upstream(params)
     return (
-        questions.read("questions.train.jsonl", Question),
-        counterfactuals.read("counterfactuals.train.jsonl", Counterfactual),
-        rationales.read("rationales.train.jsonl", Rationale),
+        data.questions(params.train_dataset, "train", params),
+        counterfactual.read(params),
+        runs.require(runs.stage("rationales", params)).read("rationales.train.jsonl", Rationale),
     )
 
 

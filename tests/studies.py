@@ -1,10 +1,16 @@
 """A small study's first three stages, made without a teacher, for tests of what follows them."""
 
+import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 from cfdistill import data, runs
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual, Question, Rationale, answer_text
+
+TEST_DATA = Path(os.environ.get("CFDISTILL_TEST_DATA", runs.project_root().parent / "shared" / "data"))
+"""Folder with the benchmarks' real files (`benchmarks/`) and published rationales (`rationales/`)."""
 
 
 def counterfactual_of(question: Question) -> Counterfactual:
@@ -39,3 +45,22 @@ def make_upstream(params: Params) -> None:
     everything = [*questions, *(c.question for c in counterfactuals)]
     with runs.stage("rationales", params).draft(params) as draft:
         draft.write("rationales.train.jsonl", [r for q in everything for r in rationales_of(q)][:-1])
+
+
+def write_csqa(folder: Path, count: int) -> None:
+    """Write files like CommonsenseQA's official release: questions q0, q1, …, all with the answer B."""
+    folder.mkdir(parents=True, exist_ok=True)
+    choices = [
+        {"label": label, "text": text}
+        for label, text in zip("ABCDE", ("day", "night", "noon", "dawn", "never"), strict=True)
+    ]
+    rows = [
+        {
+            "id": f"q{number}",
+            "question": {"stem": f"Eli needs lamp {number} to read. When is it?", "choices": choices},
+            "answerKey": "B",
+        }
+        for number in range(count)
+    ]
+    for name in ("train_rand_split.jsonl", "dev_rand_split.jsonl"):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -76,6 +76,13 @@ def test_plain_papermill_commands_are_printed(tmp_path):
     assert line.endswith("-p seed 1")
 
 
+def test_a_study_without_counterfactuals_leaves_their_notebook_out():
+    given = {"rationale_source": "file", "rationale_file": "some.jsonl", "methods": "ft,ft-cot"}
+    lines = runner.commands(runs.project_root() / SMOKE, given)
+    assert len(lines) == len(runner.NOTEBOOKS) - 1
+    assert "02_" not in " ".join(lines)
+
+
 def test_doctor_says_what_will_be_used(capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-secret")
     assert main(["doctor", SMOKE]) == 0

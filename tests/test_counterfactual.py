@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import httpx2
+import pandas as pd
 import pytest
 
 from cfdistill import counterfactual, data, rationale
@@ -206,6 +207,98 @@ def test_the_second_of_two_equal_counterfactuals_is_a_duplicate(small_params: Pa
 def test_edit_ratio_counts_words() -> None:
     assert counterfactual.edit_ratio("a b c d", "A, b c d!") == 0.0
     assert counterfactual.edit_ratio("a b c d", "a x c d") == 0.25
+
+
+# the round trip, and which checks there are
+
+
+def test_another_order_moves_every_option() -> None:
+    for options in (("a", "b"), ("a", "b", "c", "d", "e")):
+        orders = {counterfactual.reorder(options, f"key{i}") for i in range(40)}
+        assert len(orders) == len(options) - 1
+        for order in orders:
+            assert sorted(order) == list(options)
+            assert all(before != after for before, after in zip(options, order, strict=True))
+        assert counterfactual.reorder(options, "key") == counterfactual.reorder(options, "key")
+
+
+def test_an_answer_that_depends_on_the_order_is_dropped(live: Params) -> None:
+    params = live.model_copy(update={"round_trip_check": True})
+    asked: list[str] = []
+
+    def first_option(request: httpx2.Request) -> httpx2.Response:
+        asked.append(json.loads(request.content)["messages"][-1]["content"])
+        option = asked[-1].split("Options: ")[1].split("; ")[0]
+        message = {"role": "assistant", "content": f"Hm. So the answer is {option}."}
+        return httpx2.Response(200, json={"model": "m", "choices": [{"message": message}]})
+
+    candidates = [filled("Eli needs a hat to read. What is it?", target) for target in (0, 2)]
+    with Teacher(params, handler=first_option) as teacher:
+        assert counterfactual.round_trip(candidates, teacher, live) == candidates  # off: asks nothing
+        assert not asked
+        checked = counterfactual.round_trip(candidates, teacher, params)
+    orders = [counterfactual.reorder(LAMP.options, c.question().id) for c in candidates]
+    assert sorted(asked) == sorted(
+        f"Question: Eli needs a hat to read. What is it?\nOptions: {'; '.join(order)}"
+        for order in set(orders)
+    )
+    agrees = [order[0] == LAMP.options[c.target] for c, order in zip(candidates, orders, strict=True)]
+    assert [not c.reason for c in checked] == agrees
+    assert {c.reason for c in checked} <= {"", "round trip: another answer"}
+
+
+def test_every_filter_is_an_option_with_its_reason_in_the_funnel(small_params: Params) -> None:
+    noisy = larger(small_params, noise=0.4)
+    ratios = sorted(float(row["edit_ratio"]) for row in built(noisy)[1])
+    kept: dict[str, int] = {}
+    drops: dict[str, Counter[str]] = {}
+    for name, changes in {
+        "default": {},
+        "unfiltered": {"vote_threshold": 0},
+        "one vote": {"vote_threshold": 1},
+        "round trip": {"round_trip_check": True},
+        "narrow": {"max_edit_ratio": ratios[len(ratios) // 2]},
+    }.items():
+        params = noisy.model_copy(update=changes)
+        counterfactuals, rows, _ = built(params)
+        kept[name] = len(counterfactuals)
+        drops[name] = Counter(row["reason"] for row in rows if row["reason"])
+        counts = counterfactual.funnel_counts(pd.DataFrame(rows), params)
+        assert list(counts["left"])[-1] == kept[name]
+        assert (counterfactual.VOTE in set(counts["step"])) == (name != "unfiltered")
+        assert (counterfactual.ROUND_TRIP in set(counts["step"])) == (name == "round trip")
+        assert drops[name]["too few votes"] > 0 or name == "unfiltered"
+    assert drops["unfiltered"]["too few votes"] == 0
+    assert kept["unfiltered"] == kept["default"] + drops["default"]["too few votes"]
+    assert drops["round trip"]["round trip: another answer"] == kept["default"] - kept["round trip"] > 0
+    assert drops["narrow"]["changed too much"] > drops["default"]["changed too much"]
+    assert kept["default"] < kept["one vote"] < kept["unfiltered"]
+
+
+def test_without_votes_no_path_is_paid_for(small_params: Params) -> None:
+    counterfactuals, rows, manifest = built(small_params.model_copy(update={"vote_threshold": 0}))
+    assert {(c.votes, c.paths) for c in counterfactuals} == {(0, 0)}
+    assert manifest["notes"]["teacher"]["requests"] <= 2 * len(rows) + 4  # masks, fills, second attempts
+
+
+def test_the_leak_check_can_be_left_out(small_params: Params) -> None:
+    leaky = [filled("Eli needs a day to read. What is it?")]
+    for wanted, reason in ((True, "answer leaked"), (False, "")):
+        params = small_params.model_copy(update={"leak_check": wanted})
+        assert [c.reason for c in counterfactual.check(leaky, params, [LAMP], [])] == [reason]
+
+
+def test_funnel_counts_by_hand(small_params: Params) -> None:
+    reasons = ["", "", "", "mask: no JSON", "too few votes", "duplicate", "duplicate", "answer leaked", None]
+    counts = counterfactual.funnel_counts(pd.DataFrame({"reason": reasons}), small_params)
+    assert list(counts.left) == [9, 8, 8, 5, 4]
+    assert list(counts.drops) == [
+        "",
+        "1 mask: no JSON",
+        "",
+        "2 duplicate, 1 answer leaked",
+        "1 too few votes",
+    ]
 
 
 # the stage

@@ -111,25 +111,31 @@ def test_token_html_escapes_and_marks():
     assert html.endswith(">&lt;b&gt;</u>")
 
 
-def test_funnel_counts_by_hand():
-    reasons = ["", "", "", "mask: no JSON", "too few votes", "duplicate", "duplicate", "answer leaked", None]
-    counts = figures.funnel_counts(pd.DataFrame({"reason": reasons}))
-    assert list(counts.left) == [9, 8, 8, 5, 4]
-    assert list(counts.drops) == [
-        "",
-        "1 mask: no JSON",
-        "",
-        "2 duplicate, 1 answer leaked",
-        "1 too few votes",
-    ]
-    words = texts(figures.fig_funnel(counts))
-    assert "5 · dropped: 2 duplicate, 1 answer leaked" in words
-    assert texts(figures.fig_funnel(figures.funnel_counts(pd.DataFrame({"reason": [""]}))))
+def test_funnel_writes_counts_and_reasons():
+    counts = pd.DataFrame(
+        {"step": ["candidates", "masked"], "left": [9, 7], "drops": ["", "1 mask: no JSON, 1 mask: $2 span"]}
+    )
+    assert "7 · dropped: 1 mask: no JSON, 1 mask: $2 span" in texts(figures.fig_funnel(counts))
+    assert texts(figures.fig_funnel(counts.assign(left=0, drops="")))  # a study without counterfactuals
 
 
 def test_cost_labels_its_values():
     fig = figures.fig_cost(pd.DataFrame({"step": ["mask", "ft"], "value": [1200.0, 3]}), "requests")
     assert {"1,200", "3", "mask", "requests"} <= set(texts(fig).splitlines())
+
+
+def test_unit_cost_stacks_what_was_read_and_written():
+    table = pd.DataFrame(
+        {"step": ["mask", "vote"], "read": [120.0, 1380.0], "written": [30.0, 0.25], "unit": "tokens"}
+    )
+    fig = figures.fig_unit_cost(table, "kept example")
+    read, written = fig.axes[0].containers[:2]
+    assert [bar.get_width() for bar in read] == [120, 1380]
+    assert [bar.get_x() for bar in written] == [120, 1380]
+    assert {"150", "1,380", "mask", "1,530 tokens per kept example"} <= set(texts(fig).splitlines())
+    dollars = table.assign(read=0.00012, written=0.001, unit="US dollars")
+    assert "0.00224 US dollars per kept example" in texts(figures.fig_unit_cost(dollars, "kept example"))
+    assert "no teacher was asked" in texts(figures.fig_unit_cost(table[:0], "kept example"))
 
 
 def test_loss_curves_draw_each_method():

@@ -26,6 +26,11 @@ PROFILES = sorted((project_root() / "params").rglob("*.yaml"))
         ({"vote_threshold": 6}, r"vote_threshold is above reasoning_paths \(5\)"),
         ({"scorings": "elimination"}, "scorings: must hold direct"),
         ({"min_edit_ratio": 0.9}, "min_edit_ratio is above max_edit_ratio"),
+        (
+            {"rationale_source": "file", "rationale_file": "r.jsonl"},
+            r"methods: cf-distill cannot be trained with rationale_source: file.*use ft, ft-cot or",
+        ),
+        ({"rationale_source": "file", "methods": ["ft"]}, "rationale_source: file needs rationale_file"),
     ],
 )
 def test_bad_values_are_one_sentence(values, message):

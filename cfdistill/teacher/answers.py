@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from cfdistill.teacher.client import Teacher
 from cfdistill.teacher.prompts import Prompt
 
 T = TypeVar("T")
+OBJECT = re.compile(r'\{\s*"')  # how a JSON object that holds something begins
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class NotYet(str):
+    """Stands for an answer that is still to come, when a teacher only notes what it is asked."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,9 @@ def ask_twice(
     Returns:
         One reply per prompt, in order.
     """
-    replies = [
-        _read(reader, text, attempts=1) for reader, text in zip(readers, teacher.ask(prompts), strict=True)
-    ]
-    again = [i for i, reply in enumerate(replies) if reply.value is None]
+    texts = teacher.ask(prompts)
+    replies = [_read(reader, text, attempts=1) for reader, text in zip(readers, texts, strict=True)]
+    again = [i for i, reply in enumerate(replies) if reply.value is None and not isinstance(texts[i], NotYet)]
     texts = teacher.ask([replace(prompts[i], sample=prompts[i].sample + 1) for i in again])
     for i, text in zip(again, texts, strict=True):
         replies[i] = _read(readers[i], text, attempts=2)
@@ -51,18 +57,29 @@ def read_strings(text: str, name: str) -> tuple[str, ...]:
     Words around the object, such as a code fence, are ignored; line breaks become spaces.
 
     Raises:
-        ValueError: there is no such list.
+        ValueError: there is no such list, or there are several that differ.
     """
-    try:
-        values = json.loads(text[text.find("{") : text.rfind("}") + 1])[name]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError("no JSON of the form asked for") from error
-    if not isinstance(values, list) or not values:
+    found = [value[name] for value in _json_objects(text) if name in value]
+    if not found or not all(value == found[0] for value in found):
         raise ValueError("no JSON of the form asked for")
-    strings = tuple(" ".join(value.split()) if isinstance(value, str) else "" for value in values)
-    if not all(strings):
+    if not isinstance(found[0], list) or not found[0]:
+        raise ValueError("no JSON of the form asked for")
+    strings = tuple(" ".join(value.split()) if isinstance(value, str) else "" for value in found[0])
+    if not all(value and not CONTROL.search(value) for value in strings):
         raise ValueError("no JSON of the form asked for")
     return strings
+
+
+def _json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects that stand in a text, one after the other."""
+    start = OBJECT.search(text)
+    while start:
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, start.start())
+            yield value
+        except (ValueError, RecursionError):
+            end = start.end()
+        start = OBJECT.search(text, end)
 
 
 def _read(reader: Callable[[str], T], text: str, attempts: int) -> Reply[T]:

@@ -1,23 +1,38 @@
 """Every answer the teacher ever gave, in one SQLite file.
 
 An answer is committed before anything uses it, so a killed run never pays for it again. The file can
-be copied, shared and replayed. `PRAGMA user_version` holds the layout's version.
+be copied, shared and replayed. `PRAGMA user_version` holds the layout's version; a file of an older
+layout is brought up to date when it is opened.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from filelock import FileLock
 
 from cfdistill.errors import TeacherError
 
-LAYOUT = 1
+# Step i takes a file from layout i to layout i + 1. Files out there have every layout since the first,
+# so a step is never changed: a new layout is a new step, and a new field of Answer at its end.
+MIGRATIONS = (
+    """
+    CREATE TABLE answers (
+      key TEXT PRIMARY KEY, task TEXT NOT NULL, base_url TEXT NOT NULL, model TEXT NOT NULL,
+      response TEXT NOT NULL, served_model TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
+      completion_tokens INTEGER NOT NULL, latency_s REAL NOT NULL, created TEXT NOT NULL
+    )
+    """,
+    "ALTER TABLE answers ADD COLUMN batched INTEGER NOT NULL DEFAULT 0",
+)
+LAYOUT = len(MIGRATIONS)
 BUSY_TIMEOUT_S = 30.0
 
 
@@ -34,27 +49,79 @@ class Answer(NamedTuple):
     completion_tokens: int
     latency_s: float
     created: str  # ISO 8601, UTC
+    batched: int = 0  # 1: bought through the Batch API, at its price
+
+    @classmethod
+    def read(
+        cls,
+        response: str,
+        *,
+        key: str = "",
+        task: str = "",
+        base_url: str = "",
+        model: str = "",
+        latency_s: float = 0.0,
+        batched: int = 0,
+    ) -> Self:
+        """Build an answer from a raw response body.
+
+        A refusal, or a message without text, is an answer: it was paid for, and its reader rejects it.
+
+        Raises:
+            ValueError: it is no chat completion.
+        """
+        try:
+            body = json.loads(response)
+            usage = body.get("usage") or {}
+            answer = cls(
+                key=key,
+                task=task,
+                base_url=base_url,
+                model=model,
+                response=response,
+                served_model=str(body.get("model") or ""),
+                prompt_tokens=int(usage.get("prompt_tokens") or 0),
+                completion_tokens=int(usage.get("completion_tokens") or 0),
+                latency_s=latency_s,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                batched=batched,
+            )
+            _ = answer.text
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"no chat completion ({type(error).__name__})") from error
+        return answer
 
     @property
     def text(self) -> str:
         """The message of the response; empty when the model refused."""
-        return str(json.loads(self.response)["choices"][0]["message"].get("content") or "")
+        content = json.loads(self.response)["choices"][0]["message"].get("content") or ""
+        if not isinstance(content, str):
+            raise TypeError("a message that is no text")
+        return content.encode("utf-8", "replace").decode()  # half an emoji cannot be written to a file
 
 
-CREATE = """
-CREATE TABLE answers (
-  key TEXT PRIMARY KEY, task TEXT NOT NULL, base_url TEXT NOT NULL, model TEXT NOT NULL,
-  response TEXT NOT NULL, served_model TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
-  completion_tokens INTEGER NOT NULL, latency_s REAL NOT NULL, created TEXT NOT NULL
-)
-"""
+class Total(NamedTuple):
+    """How many answers of one kind a cache holds; the first five fields are the kind."""
+
+    model: str
+    base_url: str
+    served_model: str
+    task: str
+    batched: int
+    answers: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+COLUMNS = ", ".join(Answer._fields)
+KIND = ", ".join(Total._fields[:5])
 
 
 class Cache:
     """An open cache file; one connection, used by one thread at a time."""
 
     def __init__(self, path: Path, *, read_only: bool = False, durable: bool = True) -> None:
-        """Open the file, creating it unless it is only to be read.
+        """Open the file, creating it or bringing its layout up to date unless it is only to be read.
 
         Args:
             path: the file.
@@ -86,43 +153,92 @@ class Cache:
                 raise
 
     def _check_layout(self, read_only: bool) -> None:
-        if not read_only and self._is_empty():
-            # SQLite's own timeout does not cover the switch to WAL, so creators take turns.
-            with FileLock(f"{self.path}.lock", timeout=BUSY_TIMEOUT_S):
-                if self._is_empty():
-                    self._create()
-        layout = self._db.execute("PRAGMA user_version").fetchone()[0]
+        layout = self._layout()
         if layout > LAYOUT:
             raise TeacherError(
                 f"teacher cache {self.path} has layout {layout}, this version knows {LAYOUT}; update "
                 "cfdistill or choose another teacher_cache (the file was left as it is)"
             )
-        if layout < LAYOUT:
+        if layout < LAYOUT and read_only:
+            self._copy_into_memory(layout)
+        elif layout < LAYOUT:
+            # SQLite's own timeout does not cover the switch to WAL, so openers take turns.
+            with FileLock(f"{self.path}.lock", timeout=BUSY_TIMEOUT_S):
+                self._migrate()
+
+    def _layout(self) -> int:
+        """Return the file's layout; 0 for a file without tables."""
+        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
+        layout: int = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if tables and (layout < 1 or "answers" not in tables):
             raise TeacherError(f"{self.path} is no teacher cache; choose another teacher_cache")
+        return layout
 
-    def _create(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("BEGIN")
-        self._db.execute(CREATE)
-        self._db.execute(f"PRAGMA user_version = {LAYOUT}")
-        self._db.execute("COMMIT")
+    def _copy_into_memory(self, layout: int) -> None:
+        """Read a file of an older layout through a copy that can be changed."""
+        if layout < 1:
+            raise TeacherError(f"{self.path} is no teacher cache; choose another teacher_cache")
+        file, self._db = self._db, sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        with closing(file):
+            file.backup(self._db)
+        self._migrate()
 
-    def _is_empty(self) -> bool:
-        return not self._db.execute("SELECT 1 FROM sqlite_master").fetchall()
+    def _migrate(self) -> None:
+        """Take the missing steps in one transaction: all of them or, after any error, none."""
+        if self._layout() == 0:
+            self._db.execute("PRAGMA journal_mode = WAL")
+        with self._transaction():
+            for step in MIGRATIONS[self._layout() :]:
+                self._db.execute(step)
+            self._db.execute(f"PRAGMA user_version = {LAYOUT}")
 
     def get(self, keys: Iterable[str]) -> dict[str, Answer]:
         """Return the answers that are there, by key, in one query."""
         with self._errors():
             rows = self._db.execute(
-                "SELECT * FROM answers WHERE key IN (SELECT value FROM json_each(?))",
+                f"SELECT {COLUMNS} FROM answers WHERE key IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(keys)),),
             )
             return {row[0]: Answer(*row) for row in rows}
 
-    def put(self, answer: Answer) -> None:
-        """Store and commit an answer; the first one to a key stays."""
+    def put(self, answer: Answer) -> bool:
+        """Store and commit an answer; the first one to a key stays. Tells whether this was the first."""
         with self._errors():
-            self._db.execute(f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(answer))})", answer)
+            marks = ", ".join("?" * len(answer))
+            done = self._db.execute(f"INSERT OR IGNORE INTO answers ({COLUMNS}) VALUES ({marks})", answer)
+            return done.rowcount == 1
+
+    def put_all(self, answers: Iterable[Answer]) -> Counter[str]:
+        """Store answers in one transaction: all of them or, after any error, none.
+
+        Returns:
+            How many were `new`, `known` (the same response was there) and `conflicting` (another one was
+            there, and stays).
+        """
+        counts: Counter[str] = Counter(new=0, known=0, conflicting=0)
+        with self._errors(), self._transaction():
+            for answer in answers:
+                if self.put(answer):
+                    counts["new"] += 1
+                else:
+                    same = self.get([answer.key])[answer.key].response == answer.response
+                    counts["known" if same else "conflicting"] += 1
+        return counts
+
+    def answers(self) -> Iterator[Answer]:
+        """Yield every answer, by key, as they are at one moment."""
+        with self._errors():
+            for row in self._db.execute(f"SELECT {COLUMNS} FROM answers ORDER BY key"):
+                yield Answer(*row)
+
+    def totals(self) -> list[Total]:
+        """Return how many answers and tokens there are, one row per kind of answer."""
+        with self._errors():
+            rows = self._db.execute(
+                f"SELECT {KIND}, count(*), sum(prompt_tokens), sum(completion_tokens) "
+                f"FROM answers GROUP BY {KIND} ORDER BY {KIND}"
+            )
+            return [Total(*row) for row in rows]
 
     def sources(self) -> list[tuple[str, str]]:
         """Return the (base_url, model) pairs whose answers the file holds."""
@@ -132,6 +248,16 @@ class Cache:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.rollback()  # does nothing when SQLite has done so itself, as on a full disk
+            raise
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

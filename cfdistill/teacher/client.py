@@ -1,4 +1,4 @@
-"""The teacher's client: cache first, then an OpenAI-compatible endpoint, with bounded concurrency.
+"""The teacher's client: cache first, then an OpenAI-compatible endpoint (`endpoint.py`).
 
 Three backends differ only in where a missing answer comes from: `live` asks an endpoint, `offline` asks
 the stand-in through an in-process transport, and `recorded` asks nobody.
@@ -6,45 +6,42 @@ the stand-in through an in-process transport, and `recorded` asks nobody.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-import os
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cfdistill import runs
-from cfdistill.errors import TeacherError
+from cfdistill.errors import CfdistillError, TeacherError
 from cfdistill.params import Params
-from cfdistill.teacher import offline
-from cfdistill.teacher.cache import Answer, Cache
+from cfdistill.teacher import offline, prices
+from cfdistill.teacher.cache import Cache
+from cfdistill.teacher.limits import Budget
 from cfdistill.teacher.prompts import Prompt
 
 if TYPE_CHECKING:
     import httpx2
-    from openai import AsyncOpenAI, OpenAIError
+
+    from cfdistill.teacher.endpoint import Endpoint
 
 OPENAI_URL = "https://api.openai.com/v1"
-RETRIES = 4  # by the SDK, with its own backoff, on lost connections and HTTP 408, 409, 429, 5xx
 
 
 @dataclass
 class Usage:
-    """What the answers used so far took; tokens count whether an answer was new or in the cache."""
+    """What asking took so far; tokens count whether an answer was new or in the cache."""
 
-    requests: int = 0  # sent to the endpoint
+    requests: int = 0  # sent to the endpoint, repeated ones included
     cache_hits: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    broken: int = 0  # responses that were no chat completion
+    without_schema: int = 0  # requests sent without the JSON schema that the server refused
 
 
 class Teacher:
@@ -52,28 +49,29 @@ class Teacher:
 
     Args:
         params: backend, model, endpoint, cache file, concurrency.
-        timeout_s: longest wait for one response, in seconds.
         handler: answers requests in process instead of an endpoint; default for `offline`: the
             scene bank.
 
     Raises:
         TeacherError: the cache cannot be used, or it is unclear which model's answers to replay.
+        ParamsError: there is a budget, but no price.
     """
 
     def __init__(
         self,
         params: Params,
         *,
-        timeout_s: float = 120.0,
         handler: Callable[[httpx2.Request], Any] | None = None,
     ) -> None:
         self.usage = Usage()
-        self._params, self._timeout_s, self._handler = params, timeout_s, handler
+        self._params, self._handler = params, handler
+        self._endpoint: Endpoint | None = None
         backend = params.teacher
         self.cache = Cache(cache_path(params), read_only=backend == "recorded", durable=backend == "live")
         try:
             self.base_url, self.model = _source(params, self.cache)
-        except TeacherError:
+            self._budget = _budget(self.model, params, self.cache)
+        except CfdistillError:
             self.cache.close()
             raise
 
@@ -115,7 +113,13 @@ class Teacher:
         if missing:
             if self._params.teacher == "recorded":
                 raise TeacherError(self._describe_missing(list(missing.values())))
-            self._fetch(missing)
+            if self._params.teacher_batch:
+                raise TeacherError(
+                    f"{len(missing)} answers are missing in {self.cache.path}: "
+                    f"{_count_tasks(missing.values())}; export, run, import, rerun (`cfdistill teacher "
+                    "batch-export`, the Batch API, `cfdistill teacher batch-import`, and this again)"
+                )
+            self._fetch(missing, wanted)
             answers |= self.cache.get(missing)  # use what was committed, whoever came first
         self.usage.prompt_tokens += sum(answer.prompt_tokens for answer in answers.values())
         self.usage.completion_tokens += sum(answer.completion_tokens for answer in answers.values())
@@ -125,7 +129,7 @@ class Teacher:
     def key(self, prompt: Prompt) -> str:
         """Return the cache key of a prompt: a hash of all that can change its answer."""
         facts = {
-            "request": self._request(prompt),
+            "request": prompt.request(self.model),
             "base_url": self.base_url,
             "prompt_version": f"{prompt.task}.{prompt.version}",
             "sample": prompt.sample,
@@ -133,114 +137,31 @@ class Teacher:
         canonical = json.dumps(facts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def _request(self, prompt: Prompt) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "messages": [{"role": role, "content": content} for role, content in prompt.messages],
-            "temperature": prompt.temperature,
-            "seed": prompt.sample,
-        }
-
-    def _fetch(self, missing: dict[str, Prompt]) -> None:
-        """Ask for answers and commit them, in an event loop and thread of their own."""
-        stop = threading.Event()
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            try:
-                thread.submit(asyncio.run, self._fetch_all(missing, stop)).result()
-            finally:
-                stop.set()
-
-    async def _fetch_all(self, missing: dict[str, Prompt], stop: threading.Event) -> None:
-        from openai import OpenAIError
-
-        todo = iter(missing.items())
-        failures: list[OpenAIError | TeacherError] = []
-
-        async def work() -> None:
-            for key, prompt in todo:
-                if stop.is_set():
-                    return
-                try:
-                    await self._fetch_one(client, key, prompt)
-                except (OpenAIError, TeacherError) as error:
-                    failures.append(error)
-                    stop.set()
-
-        async with self._client() as client:
-            await asyncio.gather(*(work() for _ in range(self._params.teacher_concurrency)))
-        if failures:
-            error = failures[0]
-            # The SDK's error may quote the key, so it must not show in a traceback.
-            raise error if isinstance(error, TeacherError) else TeacherError(self._explain(error)) from None
-
-    async def _fetch_one(self, client: AsyncOpenAI, key: str, prompt: Prompt) -> None:
-        import httpx2
-
-        began = time.perf_counter()
-        self.usage.requests += 1
-        # Not client.chat.completions.create: converting the messages would take most of the time here.
-        response = await client.post("/chat/completions", body=self._request(prompt), cast_to=httpx2.Response)
-        latency_s = round(time.perf_counter() - began, 4)
+    def _fetch(self, missing: Mapping[str, Prompt], wanted: Collection[str]) -> None:
+        """Ask for answers and commit them; whatever ends it early says how many of the wanted are there."""
+        if self._endpoint is None:
+            self._endpoint = self._connect()
         try:
-            body = json.loads(response.text)
-            usage = body.get("usage") or {}
-            answer = Answer(
-                key=key,
-                task=prompt.task,
-                base_url=self.base_url,
-                model=self.model,
-                response=response.text,
-                served_model=str(body.get("model", "")),
-                prompt_tokens=int(usage.get("prompt_tokens", 0)),
-                completion_tokens=int(usage.get("completion_tokens", 0)),
-                latency_s=latency_s,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
-            _ = answer.text
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise TeacherError(
-                f"{self.base_url} answered, but not with a chat completion ({type(error).__name__}); "
-                "check teacher_base_url, which usually ends in /v1"
-            ) from None
-        self.cache.put(answer)
+            self._endpoint.fetch(missing)
+        except TeacherError as error:
+            raise TeacherError(f"{error} ({self._progress(wanted)})") from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped: {self._progress(wanted)}") from None
 
-    def _client(self) -> AsyncOpenAI:
-        import httpx2
-        from openai import AsyncOpenAI
+    def _connect(self) -> Endpoint:
+        from cfdistill.teacher.endpoint import Endpoint  # the SDK takes long to import
 
-        handler, key = self._handler, "none"
-        if self._params.teacher == "live":
-            key = os.environ.get("OPENAI_API_KEY", "").strip()
-            if not key or not key.isascii() or not key.isprintable():
-                raise TeacherError(
-                    "teacher: live needs a key in the environment variable OPENAI_API_KEY (any word will do "
-                    "for a server that asks for none); teacher: offline needs no key"
-                )
-        elif handler is None:
-            handler = offline.SceneTeacher(self._params.teacher_noise, self._params.data_seed)
-        http_client = httpx2.AsyncClient(transport=httpx2.MockTransport(handler)) if handler else None
-        return AsyncOpenAI(
-            api_key=key,
-            base_url=self.base_url,
-            timeout=self._timeout_s,
-            max_retries=RETRIES,
-            http_client=http_client,
+        params, handler = self._params, self._handler
+        if params.teacher == "offline" and handler is None:
+            handler = offline.SceneTeacher(params.teacher_noise, params.data_seed)
+        return Endpoint(params, self.base_url, self.model, self.cache, self._budget, self.usage, handler)
+
+    def _progress(self, wanted: Collection[str]) -> str:
+        there = len(self.cache.get(wanted))
+        return (
+            f"{there:,} of {len(wanted):,} answers are there and kept, {len(wanted) - there:,} are missing; "
+            "run again to go on from there"
         )
-
-    def _explain(self, error: OpenAIError) -> str:
-        status = getattr(error, "status_code", None)
-        if self._params.teacher == "offline" and status == 422:
-            return "the offline teacher knows only the weasel testbed; use teacher: live or recorded"
-        kept = "answers so far are kept, so running again goes on from there"
-        if status is None:
-            return (
-                f"the teacher at {self.base_url} cannot be reached ({type(error).__name__}); check "
-                f"teacher_base_url and the network ({kept})"
-            )
-        if status in (401, 403):
-            return f"the teacher at {self.base_url} refused the key in OPENAI_API_KEY (HTTP {status})"
-        told = " ".join(str(error).split()).replace(os.environ.get("OPENAI_API_KEY", "").strip() or "\0", "…")
-        return f"the teacher at {self.base_url}, model {self.model}, failed: {told[:300]} ({kept})"
 
     def _describe_missing(self, missing: Sequence[Prompt]) -> str:
         first = missing[0].question.splitlines()[0]
@@ -255,6 +176,23 @@ def cache_path(params: Params) -> Path:
     if params.teacher == "recorded" and not params.teacher_cache:
         return Path(str(files("cfdistill.teacher"))) / "recorded" / "offline.sqlite"
     return runs.resolve(params.teacher_cache or f"{params.run_root}/teacher/cache.sqlite")
+
+
+def spent_usd(cache: Cache, model: str, price: prices.Price) -> float:
+    """Return what the answers of a model in a cache have cost, at today's price."""
+    return sum(
+        price.usd(total.prompt_tokens, total.completion_tokens) * (1 - price.batch_discount * total.batched)
+        for total in cache.totals()
+        if total.model == model
+    )
+
+
+def _budget(model: str, params: Params, cache: Cache) -> Budget:
+    """Return the cap for a live model, less what its answers in the cache have cost already."""
+    if params.teacher != "live" or not params.teacher_budget_usd:
+        return Budget(0.0, None)
+    price = prices.require(model, params)
+    return Budget(params.teacher_budget_usd, price, spent_usd(cache, model, price))
 
 
 def _count_tasks(prompts: Iterable[Prompt]) -> str:

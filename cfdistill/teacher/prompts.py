@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from string import Template
+from typing import Any
 
 from cfdistill.schema import options_text
 
 TASKS = ("mask", "fill", "reason", "positive", "negative")
+JSON_LISTS = {"mask": "spans", "fill": "fills"}  # tasks answered in JSON, and the name of their list
 VERSION = "v1"
 
 
@@ -42,6 +44,18 @@ class Prompt:
     def question(self) -> str:
         """The last user message: what is asked, without instructions and examples."""
         return self.messages[-1][1]
+
+    def request(self, model: str) -> dict[str, Any]:
+        """Return the body of the chat-completion request, as we wish it to be answered."""
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": [{"role": role, "content": content} for role, content in self.messages],
+            "temperature": self.temperature,
+            "seed": self.sample,
+        }
+        if self.task in JSON_LISTS:
+            body["response_format"] = _list_of_strings(JSON_LISTS[self.task])
+        return body
 
 
 @cache
@@ -68,3 +82,14 @@ def render(
     told = "" if answer is None else options[answer]
     asked = Template(template).substitute(stem=stem, options=options_text(options), answer=told)
     return Prompt(task, (*shown, (role, asked)), sample)
+
+
+def _list_of_strings(name: str) -> dict[str, Any]:
+    """Return the `response_format` of a JSON object with one list of strings."""
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": "array", "items": {"type": "string"}}},
+        "required": [name],
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
