@@ -31,6 +31,7 @@ lint: $(READY)
 
 bench: $(READY)  ## measured claims, into results/bench/
 	$(BIN)/python benchmarks/teacher.py
+	$(BIN)/python benchmarks/filters.py
 	$(BIN)/python benchmarks/training.py
 
 lab: $(READY)

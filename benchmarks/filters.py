@@ -1,0 +1,68 @@
+"""What each filter of the counterfactuals lets through, on the testbed, where the truth is known.
+
+    python benchmarks/filters.py [--noise 0.3]
+
+The offline teacher errs more often than in the default study, so that filters differ. `precision` is the
+share of kept rewrites that are sound by the scene bank, `answers` what the teacher was asked in all. Its
+errors are independent of each other, which no real teacher's are. Writes results/bench/filters.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from typing import Any
+
+import pandas as pd
+
+from cfdistill import counterfactual, data, metrics, results, runs
+from cfdistill.data import weasel
+from cfdistill.params import Params
+
+FILTERS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "unfiltered": {"vote_threshold": 0, "leak_check": False, "min_edit_ratio": 0.0, "max_edit_ratio": 1.0},
+    "no vote": {"vote_threshold": 0},
+    "majority vote": {"vote_threshold": 3},
+    "unanimous vote": {"vote_threshold": 5},
+    "no leak check": {"leak_check": False},
+    "small edits only": {"max_edit_ratio": 0.4},
+    "round trip": {"round_trip_check": True},
+    "round trip, no vote": {"round_trip_check": True, "vote_threshold": 0},
+}
+
+
+def main() -> None:
+    """Make the counterfactuals once per filter, print the table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--noise", type=float, default=0.3, help="error rate of the offline teacher")
+    noise = parser.parse_args().noise
+    with tempfile.TemporaryDirectory() as run_root:
+        rows = [
+            {"filter": name, **measure(Params(run_root=run_root, teacher_noise=noise, **options))}
+            for name, options in FILTERS.items()
+        ]
+    table = pd.DataFrame(rows)
+    target = runs.project_root() / "results" / "bench" / "filters.csv"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    metrics.write_csv(table, target)
+    print(table.round(3).to_string(index=False))
+
+
+def measure(params: Params) -> dict[str, float]:
+    """Return candidates, kept ones, their precision and the teacher's answers under these filters."""
+    for name in (params.train_dataset, *params.test_datasets):
+        data.build(name, params)
+    teacher = counterfactual.build(params).manifest()["notes"]["teacher"]
+    kept = results.funnel(params).query("verdict == 'kept'")
+    sound = [weasel.makes_right(row.question_id, row.target, row.fill) for row in metrics.each_row(kept)]
+    return {
+        "candidates": len(results.funnel(params)),
+        "kept": len(kept),
+        "precision": sum(sound) / len(sound),
+        "answers": teacher["requests"] + teacher["cache_hits"],
+    }
+
+
+if __name__ == "__main__":
+    main()
