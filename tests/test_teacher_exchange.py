@@ -30,7 +30,7 @@ def answer(number: int, content: str = "fine", **changes: Any) -> Answer:
     }
     return Answer.read(
         json.dumps(body), key=f"{number:064x}", task="mask", base_url="http://u/v1", model="m"
-    )._replace(**changes)
+    )._replace(**{"created": "2026-01-31T12:00:00+00:00", **changes})
 
 
 def filled(path: Path, *answers: Answer) -> Cache:
