@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from cfdistill.errors import TrainingError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # label of a token that the loss leaves out
 PADDING = -1  # branch of a padding token
+SUPERVISED_COLOR = "#0072b233"  # a light blue
 
 Batch = dict[str, "torch.Tensor"]
 
@@ -178,3 +180,11 @@ def supervised_view(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
         (tokenizer.decode([token]), label != IGNORED)
         for token, label in zip(packed.input_ids, packed.labels, strict=True)
     ]
+
+
+def token_html(tokens: Sequence[tuple[str, bool]]) -> str:
+    """Return what `supervised_view` gave as HTML, the supervised tokens colored and underlined."""
+    return "".join(
+        f'<u style="background:{SUPERVISED_COLOR}">{escape(text)}</u>' if supervised else escape(text)
+        for text, supervised in tokens
+    ).replace("\n", "<br>")

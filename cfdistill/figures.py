@@ -11,7 +11,6 @@ import functools
 import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -269,37 +268,6 @@ def fig_loss_curves(log: pd.DataFrame) -> Figure:
     return _legend_below(fig, columns=2)
 
 
-@styled
-def fig_spurious_sweep(metrics: pd.DataFrame) -> Figure:
-    """Draw accuracy against the share of stereotype answers in training, a panel per split.
-
-    Args:
-        metrics: table with `METRIC_COLUMNS` and `spurious_rate`, of one training data set and student.
-    """
-    import pandas as pd
-
-    rates = metrics.groupby("spurious_rate")
-    rows = pd.concat([_own(part).assign(spurious_rate=rate) for rate, part in rates])
-    _only(rows, "train_dataset", "student")
-    splits = [split for split in SPLIT_LABELS if split in set(rows["test_split"])]
-    fig, axes = subplots(1, len(splits), width=PAGE, height=2.4)
-    for ax, split in zip(axes, splits, strict=True):
-        for method in _methods(rows):
-            part = rows[(rows["test_split"] == split) & (rows["method"] == method)]
-            _points(ax, part["spurious_rate"], part, method, line="-")
-        ax.set(title=SPLIT_LABELS[split].replace("\n", ": "), ylim=(0, 100), xlabel="spurious rate ρ")
-    axes[0].set(ylabel="accuracy (%)")
-    return _legend_below(fig)
-
-
-def token_html(tokens: Sequence[tuple[str, bool]]) -> str:
-    """Return pieces of text as HTML, the supervised ones colored and underlined."""
-    mark = f'<u style="background:{RIGHT}33">'
-    return "".join(
-        f"{mark}{escape(text)}</u>" if supervised else escape(text) for text, supervised in tokens
-    ).replace("\n", "<br>")
-
-
 def _note(words: str) -> Figure:
     fig, (ax,) = subplots(1, 1, width=COLUMN, height=0.6)
     ax.set(xticks=[], yticks=[], xlabel=words)
@@ -345,13 +313,13 @@ def _method_bars(ax: Axes, rows: pd.DataFrame, x: str) -> None:
     ax.tick_params(axis="x", length=0)
 
 
-def _points(ax: Axes, x: pd.Series[Any], rows: pd.DataFrame, method: str, line: str = "none") -> None:
+def _points(ax: Axes, x: pd.Series[Any], rows: pd.DataFrame, method: str) -> None:
     """Draw accuracies in percent as the method's markers, with their intervals."""
     color, marker = METHOD_STYLES[method]
     y = 100 * rows["accuracy"]
     reach = [(y - 100 * rows["ci_low"]).clip(lower=0), (100 * rows["ci_high"] - y).clip(lower=0)]
     ax.errorbar(
-        x, y, reach, color=color, marker=marker, linestyle=line, elinewidth=1, capsize=2, label=method
+        x, y, reach, color=color, marker=marker, linestyle="none", elinewidth=1, capsize=2, label=method
     )
 
 

@@ -65,9 +65,7 @@ def predictions_table(
     return table
 
 
-def metrics_table(
-    predictions: Sequence[Prediction], train_dataset: str, student: str, seed: int
-) -> pd.DataFrame:
+def metrics_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return one row of metrics per method, test data set, split and scoring.
 
     `shift` is reported whole and by the parts `shift_reachable` and `shift_heldout`. `lure_rate` is the
@@ -76,10 +74,17 @@ def metrics_table(
     where a data set has no such thing); `unparsed_rate` the share of answers whose text names no option,
     so that the likeliest one was taken. Intervals are Wilson's.
 
+    Args:
+        predictions: table with `PREDICTION_COLUMNS`.
+
     Returns:
         A table with the columns `METRIC_COLUMNS`; rates are shares, not percent.
     """
-    return _metrics(predictions_table(predictions, train_dataset, student, seed))
+    import pandas as pd
+
+    table = _with_subsets(predictions).rename(columns={"dataset": "test_dataset", "split": "test_split"})
+    rows = [[*key, *_measure(cell)] for key, cell in table.groupby(METRIC_KEYS, sort=False)]
+    return _ordered(pd.DataFrame(rows, columns=METRIC_COLUMNS), METRIC_KEYS)
 
 
 def comparisons_table(predictions: pd.DataFrame, samples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -150,13 +155,6 @@ def transfer(metrics: pd.DataFrame) -> pd.DataFrame:
     return table[~table["test_split"].isin(OWN_SPLITS)].reset_index(drop=True)
 
 
-def ood_matrix(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return accuracies as a matrix: (train data set, student, method) × test data set."""
-    return transfer(metrics).pivot_table(
-        index=["train_dataset", "student", "method"], columns="test_dataset", values="accuracy", sort=False
-    )
-
-
 def is_main(metrics: pd.DataFrame) -> pd.Series[bool]:
     """Tell which rows hold the main scoring of their method."""
     return metrics["scoring"] == metrics["method"].map(main_scoring)
@@ -182,7 +180,7 @@ def build(params: Params) -> runs.Stage:
     table = predictions_table(predictions, params.train_dataset, params.student, params.seed)
     comparisons = comparisons_table(table, params.bootstrap_samples)
     with made.draft(params, inputs) as draft:
-        write_results(draft.path, _metrics(table), comparisons, table)
+        write_results(draft.path, metrics_table(table), comparisons, table)
     return made
 
 
@@ -270,14 +268,6 @@ def _with_subsets(predictions: pd.DataFrame) -> pd.DataFrame:
 
     parts = predictions[(predictions["split"] == "shift") & predictions["subset"].isin(SUBSETS)]
     return pd.concat([predictions, parts.assign(split="shift_" + parts["subset"])], ignore_index=True)
-
-
-def _metrics(predictions: pd.DataFrame) -> pd.DataFrame:
-    import pandas as pd
-
-    table = _with_subsets(predictions).rename(columns={"dataset": "test_dataset", "split": "test_split"})
-    rows = [[*key, *_measure(cell)] for key, cell in table.groupby(METRIC_KEYS, sort=False)]
-    return _ordered(pd.DataFrame(rows, columns=METRIC_COLUMNS), METRIC_KEYS)
 
 
 def _measure(cell: pd.DataFrame) -> list[float]:

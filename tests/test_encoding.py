@@ -13,6 +13,7 @@ from cfdistill.encoding import (
     supervised_view,
     target_logits,
     target_loss,
+    token_html,
     tokenize,
 )
 from cfdistill.errors import TrainingError
@@ -106,3 +107,9 @@ def test_long_examples_are_an_error_with_counts() -> None:
     check_lengths(pairs, 19)
     with pytest.raises(TrainingError, match=r"2 of 3 .* max_length=15 .* raise max_length to 19"):
         check_lengths(pairs, 15)
+
+
+def test_token_html_escapes_and_marks():
+    html = token_html([("1 < 2?\n", False), ("<b>", True)])
+    assert html.startswith("1 &lt; 2?<br><u ")
+    assert html.endswith(">&lt;b&gt;</u>")

@@ -37,7 +37,7 @@ def study(train="weasel-commonsense", student="smollm2-135m", seed=0):
         for method in METHODS
         for i in range(20)
     ]
-    return metrics.metrics_table(answers, train, student, seed)
+    return metrics.metrics_table(metrics.predictions_table(answers, train, student, seed))
 
 
 def texts(fig):
@@ -105,12 +105,6 @@ def test_figures_of_a_benchmark_without_testbed_splits():
     assert "tested on the training data set only" in texts(figures.fig5_ood(table))
 
 
-def test_token_html_escapes_and_marks():
-    html = figures.token_html([("1 < 2?\n", False), ("<b>", True)])
-    assert html.startswith("1 &lt; 2?<br><u ")
-    assert html.endswith(">&lt;b&gt;</u>")
-
-
 def test_funnel_writes_counts_and_reasons():
     counts = pd.DataFrame(
         {"step": ["candidates", "masked"], "left": [9, 7], "drops": ["", "1 mask: no JSON, 1 mask: $2 span"]}
@@ -149,15 +143,11 @@ def test_loss_curves_draw_each_method():
         figures.fig_loss_curves(log.assign(method="mine"))
 
 
-def test_spurious_sweep_has_a_point_per_rate():
-    table = pd.concat([study(seed=i).assign(spurious_rate=rate) for i, rate in enumerate((0.2, 0.5, 0.9))])
-    fig = figures.fig_spurious_sweep(table)
-    assert [ax.get_title() for ax in fig.axes] == [
-        "id: shortcut holds",
-        "shift: shortcut broken",
-        "new: unseen scenes",
-    ]
-    assert list(fig.axes[1].containers[0].lines[0].get_xdata()) == [0.2, 0.5, 0.9]
+def answer(question, method, predicted, text, parsed=True):
+    return Prediction(
+        question.id, question.dataset, question.split, "", "", method, "direct", question.answer,
+        question.stereotype, predicted, text, parsed,
+    )  # fmt: skip
 
 
 QUESTIONS = (
@@ -166,13 +156,6 @@ QUESTIONS = (
     ),
     Question("b", "weasel-commonsense", "new", "Costs $5 or $6?", ("five", "six"), 0),
 )
-
-
-def answer(question, method, predicted, text, parsed=True):
-    return Prediction(
-        question.id, question.dataset, question.split, "", "", method, "direct", question.answer,
-        question.stereotype, predicted, text, parsed,
-    )  # fmt: skip
 
 
 def answers():

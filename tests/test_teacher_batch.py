@@ -281,10 +281,14 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/v1/files":
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-            parts = email.message_from_bytes(head + body).get_payload()
-            files = {p.get_param("name", header="content-disposition"): p for p in parts}  # type: ignore[union-attr]
-            assert files["purpose"].get_payload() == "batch"  # type: ignore[union-attr]
-            self._send(self.server.add_file(files["file"].get_payload(decode=True)))  # type: ignore
+            parts = email.message_from_bytes(head + body).walk()
+            fields = {
+                p.get_param("name", header="content-disposition"): p.get_payload(decode=True) for p in parts
+            }
+            purpose, file = fields["purpose"], fields["file"]
+            assert purpose == b"batch"
+            assert isinstance(file, bytes)
+            self._send(self.server.add_file(file))
         else:
             self._send(self.server.add_batch(json.loads(body)))
 

@@ -11,7 +11,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -145,12 +145,11 @@ class Cache:
                 isolation_level=None,  # every statement commits at once
                 check_same_thread=False,  # the client's event loop runs in a thread of its own
             )
-            try:
+            with ExitStack() as unless_opened:
+                unless_opened.callback(self.close)
                 self._check_layout(read_only)
                 self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            except BaseException:
-                self._db.close()
-                raise
+                unless_opened.pop_all()
 
     def _check_layout(self, read_only: bool) -> None:
         layout = self._layout()
