@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: study test test-fast lint bench lab clean
+.PHONY: study figures report test test-fast lint bench lab clean
 .DEFAULT_GOAL := study
 
 $(READY): requirements.lock pyproject.toml
@@ -17,6 +17,12 @@ $(READY): requirements.lock pyproject.toml
 
 study: $(READY)  ## the default study: about 13 minutes on two cores, no key, no GPU, no model hub
 	$(BIN)/cfdistill run params/offline.yaml
+
+figures: $(READY)  ## table and figures anew from the committed tables, without a student, in under a minute
+	$(BIN)/cfdistill figures $(patsubst %/metrics.csv,%,$(wildcard results/*/metrics.csv))
+
+report: $(READY)  ## the static site of the default study, from its executed notebooks and results
+	$(BIN)/cfdistill report params/offline.yaml --out docs/site
 
 test: $(READY)  ## all tests, with a smoke study through all notebooks
 	$(BIN)/python -m pytest

@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
 
     teacher.register(commands)
 
+    drawing = commands.add_parser("figures", help="draw table and figures anew from results folders alone")
+    drawing.add_argument("results", type=Path, nargs="+", help="such as results/offline")
+    drawing.set_defaults(command=_figures)
+
     readme = commands.add_parser("readme", help="write the numbers of results folders into README.md")
     readme.add_argument("results", type=Path, help="such as results/offline")
     readme.add_argument("control", type=Path, help="such as results/offline_control")
@@ -78,6 +82,13 @@ def _doctor(args: argparse.Namespace) -> None:
     params = Params.from_yaml(args.profile) if args.profile else Params()
     for subject, finding in doctor.report(params):
         print(f"{subject:>10}  {finding}")
+
+
+def _figures(args: argparse.Namespace) -> None:
+    from cfdistill import results
+
+    for folder in args.results:
+        print(f"{folder / 'figures'}: table1, {', '.join(results.draw(folder))}")
 
 
 def _readme(args: argparse.Namespace) -> None:

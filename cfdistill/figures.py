@@ -107,7 +107,7 @@ def fig_headline(metrics: pd.DataFrame, chance: float | None = None) -> Figure:
         metrics: table with `METRIC_COLUMNS` of one training data set and student.
         chance: accuracy of guessing, as a share; drawn as a dashed line.
     """
-    rows = _own(metrics)
+    rows = own_splits(metrics)
     rows = rows[~rows["test_split"].str.startswith("shift_")]  # parts of `shift`
     _only(rows, "train_dataset", "student")
     rows = rows.assign(label=[SPLIT_LABELS.get(split, split) for split in rows["test_split"]])
@@ -153,6 +153,36 @@ def fig5_ood(metrics: pd.DataFrame, chance: Mapping[str, float] | None = None) -
 
 
 @styled
+def fig5_matrix(cells: pd.DataFrame) -> Figure:
+    """Draw the cells of `tables.matrix`: train × test, two methods and their difference (Fig. 5).
+
+    On the diagonal stand unseen questions; a star marks a difference that Holm's correction leaves.
+    """
+    if cells.empty:
+        return _note("the matrix needs ft-cot and cf-distill")
+    panels = list(cells["panel"].drop_duplicates())
+    trained, tested = (list(dict.fromkeys(cells[f"{c}_dataset"])) for c in ("train", "test"))
+    fig, axes = subplots(1, len(panels), width=PAGE, height=1.1 + 0.36 * len(trained))
+    for ax, panel in zip(axes, panels, strict=True):
+        rows = cells[cells["panel"] == panel]
+        grid = rows.pivot(index="train_dataset", columns="test_dataset", values="value")
+        signed = panel == "difference"
+        colors, low, high = ("PuOr", -60, 60) if signed else ("Blues", 0, 100)
+        ax.imshow(grid.reindex(trained)[tested], colors, aspect="auto", vmin=low, vmax=high)
+        for row in measures.each_row(rows):
+            words = (f"{row.value:+.0f}" if signed else f"{row.value:.0f}") + "*" * row.differs
+            color = "white" if abs(row.value) > 0.6 * high else "black"
+            x, y = tested.index(row.test_dataset), trained.index(row.train_dataset)
+            ax.text(x, y, words, ha="center", va="center", color=color)
+        ax.set_xticks(range(len(tested)), map(short_name, tested), rotation=35, ha="right")
+        ax.set_yticks(range(len(trained)), map(short_name, trained) if ax is axes[0] else [])
+        ax.grid(False)
+        ax.set(title="difference (points)" if signed else f"{panel} (%)", xlabel="tested on")
+    axes[0].set_ylabel("trained on")
+    return fig
+
+
+@styled
 def fig6_architectures(metrics: pd.DataFrame, split: str | None = None) -> Figure:
     """Draw accuracy by student, bars per method, a panel per training data set (Fig. 6).
 
@@ -163,7 +193,7 @@ def fig6_architectures(metrics: pd.DataFrame, split: str | None = None) -> Figur
         metrics: table with `METRIC_COLUMNS`.
         split: the training data set's own test split to show; by default `shift`, or its only one.
     """
-    rows = _own(metrics)
+    rows = own_splits(metrics)
     split = split or ("shift" if "shift" in set(rows["test_split"]) else rows["test_split"].max())
     rows = rows[rows["test_split"] == split]
     require_rows(rows, f"split {split!r}")
@@ -348,7 +378,7 @@ def _methods(rows: pd.DataFrame) -> list[str]:
     return [method for method in METHOD_STYLES if method in present]
 
 
-def _own(metrics: pd.DataFrame) -> pd.DataFrame:
+def own_splits(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return the seed-averaged main scores on the training data set's own test splits."""
     rows = measures.over_seeds(metrics[measures.is_main(metrics)])
     return rows[rows["train_dataset"] == rows["test_dataset"]]

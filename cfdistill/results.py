@@ -6,46 +6,157 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfdistill import counterfactual, figures, metrics, qualitative, runs, tables
-from cfdistill.errors import StageError
+from cfdistill import answer_figures, counterfactual, data, figures, metrics, qualitative, runs, tables
+from cfdistill.errors import DataError, StageError
 from cfdistill.params import Params
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+    from IPython.display import Image
 
-
-class Album:
-    """Saves figures into one folder and remembers their names."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.names: list[str] = []
-
-    def add(self, name: str, figure: Figure, table: pd.DataFrame, alt: str) -> Figure:
-        """Save a figure with its table and alternative text, and return it to be shown."""
-        figures.save(figure, table, self.folder, name, alt)
-        self.names.append(name)
-        return figure
+STORIES = {
+    "fig1_weasel": "One question on which the baseline follows the stereotype, and both methods' answers",
+    "fig7_qualitative": "Two questions that both methods answer right, and both explanations",
+}
 
 
 def collect(params: Params) -> Path:
-    """Copy the tables of the stage `metrics` into the results folder, emptied before, and return it.
+    """Write a study's small files into its results folder, emptied before, and return it.
+
+    These are the tables of the stage `metrics`, the tables behind figures that cannot be recomputed
+    from them, and the manifest: parameters, code, versions, machine, and each stage behind the numbers
+    with its seconds and its manifest's hash. `draw` needs nothing else.
 
     Raises:
-        StageError: the stage is missing, or the folder cannot be written.
+        StageError: a stage is missing, or the folder cannot be written.
     """
     source = runs.require(runs.stage("metrics", params))
     folder = runs.results_folder(params)
+    counts = counterfactual.funnel_counts(funnel(params), params)
+    small = {**stories(params), "funnel": counts, "cost": cost(params)}
     with runs.writing(folder):
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        (folder / "figures").mkdir(parents=True)
         for name in metrics.FILES:
             shutil.copyfile(source.path / name, folder / name)
+        for name, table in small.items():
+            metrics.write_csv(table, folder / "figures" / f"{name}.csv")
+        _write_manifest(folder, _origin(params))
     return folder
+
+
+def draw(folder: Path) -> dict[str, str]:
+    """Make table and figures of a results folder anew, from nothing but small files.
+
+    The folders that the manifest's parameter `gather` names are drawn with it. What a folder has no
+    data for is not drawn: one of a grid has no single study's costs, for example.
+
+    Returns:
+        The alternative text of every figure that was drawn, by its name.
+
+    Raises:
+        StageError: a table is missing or damaged.
+    """
+    manifest = read_manifest(folder) if (folder / "manifest.json").is_file() else {}
+    known = {"gather": [], "bootstrap_samples": 2000} | manifest.get("params", {})
+    measured, comparisons = (metrics.read_csv(folder, name) for name in metrics.FILES[:2])
+    own = measured.iloc[0]  # what the folder's single-study figures are of
+    if known["gather"]:
+        folders = [folder, *map(runs.resolve, known["gather"])]
+        measured, comparisons = metrics.gather(folders, known["bootstrap_samples"])
+    target = folder / "figures"
+    tables.write_tables(target, measured, comparisons)
+    drawn = {}
+    for name, figure, table, alt in _plots(target, measured, comparisons, own):
+        figures.save(figure, table, target, name, alt)
+        drawn[name] = alt
+    if manifest:
+        _write_manifest(folder, manifest)
+    return drawn
+
+
+def picture(folder: Path, name: str) -> Image:
+    """Return a figure of a results folder to be shown in a notebook, with its alternative text."""
+    from IPython.display import Image
+
+    texts = json.loads((folder / "figures" / "alt_texts.json").read_text(encoding="utf-8"))
+    return Image(folder / "figures" / f"{name}.png", alt=texts[name])  # type: ignore[no-untyped-call]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a results folder; raises StageError when it has none."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise StageError(f"{path} is missing; make it with notebook 07_paper_figures")
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return manifest
+
+
+def _plots(folder: Path, measured: pd.DataFrame, comparisons: pd.DataFrame, own: pd.Series[Any]) -> Any:
+    """Yield name, figure, its table and its alternative text, for all that the folder has data for."""
+    chances = _chances(measured["test_dataset"].unique())
+    study = measured[
+        (measured["train_dataset"] == own["train_dataset"]) & (measured["student"] == own["student"])
+    ]
+    headline = figures.fig_headline(study, chances.get(own["train_dataset"]))
+    rows = figures.own_splits(study)
+    alt = f"Accuracy and lure rate by method and test split. Right answers: {_spoken(rows, 'test_split')}"
+    yield "headline", headline, study, alt
+    same = measured[measured["student"] == own["student"]]
+    rows = metrics.transfer(same)
+    alt = f"Accuracy by training and test data set. {_spoken(rows, 'train_dataset', 'test_dataset')}"
+    yield "fig5_ood", figures.fig5_ood(same, chances), same, f"Bars. {alt}"
+    cells = tables.matrix(same, comparisons)
+    yield "fig5_matrix", figures.fig5_matrix(cells), cells, f"Matrices. {alt}"
+    rows = figures.own_splits(measured)
+    alt = f"Accuracy by student and method. {_spoken(rows, 'student', 'train_dataset', 'test_split')}"
+    yield "fig6_architectures", figures.fig6_architectures(measured), measured, alt
+    for name, alt in STORIES.items():
+        if (folder / f"{name}.csv").is_file():
+            story = metrics.read_csv(folder, f"{name}.csv")
+            yield name, answer_figures.fig_qualitative(story), story, f"{alt}. {_told(story)}"
+    if (folder / "funnel.csv").is_file():
+        counts = metrics.read_csv(folder, "funnel.csv")
+        left = "; ".join(f"{row.step}: {row.left}" for row in metrics.each_row(counts))
+        yield "funnel", figures.fig_funnel(counts), counts, f"Counterfactuals left after each step. {left}"
+    if (folder / "cost.csv").is_file():
+        steps = metrics.read_csv(folder, "cost.csv")
+        spent = "; ".join(f"{row.step}: {row.value:.0f}" for row in metrics.each_row(steps))
+        yield "cost", figures.fig_cost(steps, "seconds"), steps, f"Seconds of each stage. {spent}"
+
+
+def _chances(datasets: Iterable[str]) -> dict[str, float]:
+    """Return the accuracy of guessing on each data set whose questions can be had here."""
+    found = {}
+    for name in datasets:
+        try:
+            found[name] = data.chance(name, Params())
+        except DataError:  # a real benchmark's files are not here: its line of guessing is not drawn
+            continue
+    return found
+
+
+def _spoken(rows: pd.DataFrame, *groups: str) -> str:
+    """Return accuracies as a sentence for readers who cannot see the bars."""
+    parts = []
+    for key, group in rows.groupby(list(groups), sort=False):
+        where = " → ".join(tables.short_name(str(name)) for name in key)
+        shown = ", ".join(f"{r.method} {100 * r.accuracy:.0f} %" for r in metrics.each_row(group))
+        parts.append(f"{where}: {shown}")
+    return "; ".join(parts) + "."
+
+
+def _told(story: pd.DataFrame) -> str:
+    """Return questions and what was answered to them as text."""
+    parts = []
+    for row in metrics.each_row(story):
+        options = row.options.split("\n")
+        parts.append(f"{row.stem[:200]} {row.method}: {options[row.predicted]} (right: {options[row.gold]})")
+    return "; ".join(parts)
 
 
 def stories(params: Params) -> dict[str, pd.DataFrame]:
@@ -76,23 +187,33 @@ def cost(params: Params) -> pd.DataFrame:
     return table.groupby("step", sort=False, as_index=False).sum()
 
 
-def finish(params: Params) -> dict[str, Any]:
-    """Write the manifest of the results folder and return it.
+def readme_blocks(folder: Path, control: Path) -> dict[str, str]:
+    """Return the README's results in markdown, from the finished results folders of study and control.
 
-    It holds parameters, code, versions and machine, each stage with its seconds and its manifest's hash,
-    and the hash of every file in the folder.
+    Raises:
+        StageError: a table or the manifest is missing.
     """
-    folder = runs.results_folder(params)
+    manifest = read_manifest(folder)
+    measured, comparisons = (metrics.read_csv(folder, name) for name in metrics.FILES[:2])
+    controlled, control_comparisons = (metrics.read_csv(control, name) for name in metrics.FILES[:2])
+    return {
+        "results": tables.readme_block(measured, comparisons, manifest),
+        "control": tables.control_block(controlled, control_comparisons),
+    }
+
+
+def _origin(params: Params) -> dict[str, Any]:
+    """Return the part of the manifest that tells where the numbers come from."""
+    made = _stages(params)
     stages = {
         str(stage.path.relative_to(stage.path.parents[1])): {
             "seconds": stage.manifest()["seconds"],
             "manifest": runs.sha256(stage.path / "manifest.json"),
         }
-        for stage in _stages(params)
+        for stage in made
     }
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
-    training = [s.manifest()["notes"] for s in _stages(params) if s.name == "training"]
-    manifest = {
+    training = next(stage.manifest()["notes"] for stage in made if stage.name == "training")
+    return {
         "status": "complete",
         "params": params.model_dump(),
         "git": runs.git_state(),
@@ -100,34 +221,20 @@ def finish(params: Params) -> dict[str, Any]:
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
-            "precision": training[0]["precision"],
-            "threads": training[0]["threads"],
+            "precision": training["precision"],
+            "threads": training["threads"],
         },
         "stages": stages,
         "seconds": round(sum(facts["seconds"] for facts in stages.values()), 1),
-        "files": {str(path.relative_to(folder)): runs.sha256(path) for path in files},
     }
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest with the hash of every file that the folder holds now."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    manifest["files"] = {str(path.relative_to(folder)): runs.sha256(path) for path in files}
     with runs.writing(folder):
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    return manifest
-
-
-def readme_blocks(folder: Path, control: Path) -> dict[str, str]:
-    """Return the README's results in markdown, from the finished results folders of study and control.
-
-    Raises:
-        StageError: a table or the manifest is missing.
-    """
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise StageError(f"{path} is missing; make it with notebook 07_paper_figures")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    measured, comparisons = (metrics.read_csv(folder, name) for name in metrics.FILES[:2])
-    controlled, control_comparisons = (metrics.read_csv(control, name) for name in metrics.FILES[:2])
-    return {
-        "results": tables.readme_block(measured, comparisons, manifest),
-        "control": tables.control_block(controlled, control_comparisons),
-    }
 
 
 def _stages(params: Params) -> list[runs.Stage]:

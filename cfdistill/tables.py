@@ -27,10 +27,12 @@ class Reported(NamedTuple):
 
 
 # All numbers of the paper that are known to us. They are shown beside ours, never mixed with them.
+STANDARD = "standard methods"  # ft or ft-cot: which one is not known
 REPORTED = (
     Reported("gpt2", "ARC", measures.OURS, 40.42),
-    Reported("gpt2-medium", "ARC", "standard methods", 36.70),
+    Reported("gpt2-medium", "ARC", STANDARD, 36.70),
 )
+REPORTED_COLUMN = "paper reports (ARC)"
 REPORTED_GAIN = 11.43  # points over FT-CoT, averaged over the paper's students and data sets
 REPORTED_NOTE = (
     f"Reported by the paper (other data and students, so not comparable with ours): {measures.OURS} is "
@@ -50,6 +52,8 @@ def table1(
     comparisons: pd.DataFrame,
     bold: Callable[[str], str] = str,
     mark: str = "*",
+    *,
+    reported: bool = False,
 ) -> pd.DataFrame:
     """Return accuracies in percent, method × test set, as texts like "61.0 [51.2, 70.0]".
 
@@ -58,9 +62,11 @@ def table1(
         comparisons: table with `COMPARISON_COLUMNS`.
         bold: applied to the highest accuracy of each training data set, student and test set.
         mark: appended where the method differs from cf-distill (Holm-adjusted p < 0.05).
+        reported: append the paper's numbers as a column of their own, and the number of seeds.
 
     Returns:
-        A table with the columns train_dataset and student where they vary, then method and test sets.
+        A table with the columns train_dataset, student and seeds where they vary, then method and test
+        sets.
 
     Raises:
         DataError: there is nothing to show.
@@ -73,47 +79,57 @@ def table1(
     ]
     table = cells.pivot_table(index=ROW, columns="test", values="text", aggfunc="first", sort=False)
     columns = sorted(table.columns, key=lambda c: c.startswith("OOD "))  # stable: own splits come first
-    table = table[columns].fillna("–").reset_index().rename_axis(columns=None)
-    return table.drop(columns=[c for c in ROW[:2] if table[c].nunique() == 1])
+    seeds = cells.groupby(ROW, sort=False)["seeds"].max()
+    table = table[columns].fillna("–").assign(seeds=seeds).reset_index().rename_axis(columns=None)
+    if reported:
+        table[REPORTED_COLUMN] = table["method"].map(_reported)
+    constant = [c for c in (*ROW[:2], "seeds") if table[c].nunique() == 1 and not (reported and c == "seeds")]
+    return table.drop(columns=constant)
 
 
 def caption(metrics: pd.DataFrame) -> str:
     """Return what the table shows: training data, students, questions, seeds, and how to read it."""
     cells = _cells(metrics)
-    sizes = cells.drop_duplicates("test").set_index("test")["n"]
+    sizes = cells.groupby("test", sort=False)["n"].agg(lambda n: _span(n.min(), n.max()))
     each = (
         f"n = {sizes.iloc[0]} questions each" if sizes.nunique() == 1 else f"n = {_listed(sizes)} questions"
     )
+    seeds = f"{'seed' if metrics['seed'].nunique() == 1 else 'mean of seeds'} {_names(metrics['seed'])}"
+    if cells["seeds"].nunique() > 1:
+        seeds += ", as many of them as the column seeds says"
     return (
         f"Accuracy in % with 95 % intervals; trained on {_names(metrics['train_dataset'])}, student "
-        f"{_names(metrics['student'])}, {each}, seed {_names(metrics['seed'])}. Bold: highest. "
+        f"{_names(metrics['student'])}, {each}, {seeds}. Bold: highest. "
         f"*: differs from {measures.OURS} (exact McNemar test, Holm-adjusted p < {ALPHA})."
     )
 
 
-def to_markdown(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
-    """Return the table and its caption as markdown, without the paper's numbers."""
-    table = table1(metrics, comparisons, bold=lambda text: f"**{text}**", mark=r"\*")
+def to_markdown(metrics: pd.DataFrame, comparisons: pd.DataFrame, *, reported: bool = False) -> str:
+    """Return the table and its caption as markdown, on request with the paper's numbers as a column."""
+    table = table1(metrics, comparisons, bold=lambda text: f"**{text}**", mark=r"\*", reported=reported)
     lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
     return f"{rows}\n\n{caption(metrics).replace('*', chr(92) + '*')}\n"
 
 
 def to_latex(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
-    """Return the table as a LaTeX table environment; it needs the package booktabs."""
-    table = table1(metrics, comparisons, bold=lambda text: rf"\textbf{{{text}}}", mark="$^{*}$")
-    rows = [" & ".join(_tex(cell) for cell in row) + r" \\" for row in table.to_numpy().tolist()]
+    """Return the table as a LaTeX table environment; it needs the packages booktabs and graphicx."""
+    table = table1(
+        metrics, comparisons, bold=lambda text: rf"\textbf{{{text}}}", mark="$^{*}$", reported=True
+    )
+    rows = [" & ".join(_tex(str(cell)) for cell in row) + r" \\" for row in table.to_numpy().tolist()]
     return "\n".join(
         [
             r"\begin{table*}",
-            r"\centering\small",
+            r"\centering",
+            r"\resizebox{\textwidth}{!}{%",
             rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
             r"\toprule",
             " & ".join(_tex(column) for column in table.columns) + r" \\",
             r"\midrule",
             *rows,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             rf"\caption{{{_tex(caption(metrics))} {_tex(REPORTED_NOTE)}}}",
             r"\label{tab:results}",
             r"\end{table*}",
@@ -132,10 +148,33 @@ def to_text(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
 def write_tables(folder: Path, metrics: pd.DataFrame, comparisons: pd.DataFrame) -> None:
     """Write `table1.md`, `table1.tex` and `table1.csv` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    markdown = f"{to_markdown(metrics, comparisons)}\n{REPORTED_NOTE}\n"
+    markdown = f"{to_markdown(metrics, comparisons, reported=True)}\n{REPORTED_NOTE}\n"
     (folder / "table1.md").write_text(markdown, encoding="utf-8")
     (folder / "table1.tex").write_text(to_latex(metrics, comparisons), encoding="utf-8")
-    measures.write_csv(table1(metrics, comparisons), folder / "table1.csv")
+    measures.write_csv(table1(metrics, comparisons, reported=True), folder / "table1.csv")
+
+
+def matrix(metrics: pd.DataFrame, comparisons: pd.DataFrame, baseline: str = "ft-cot") -> pd.DataFrame:
+    """Return the cells of the train × test matrices of the paper's Fig. 5, for one student.
+
+    Returns:
+        Columns panel (a method, or "difference"), train_dataset, test_dataset, value (percent or
+        points), seeds, differs (Holm-adjusted p < 0.05). No rows when a method is missing.
+    """
+    import pandas as pd
+
+    keys = ["train_dataset", "test_dataset"]
+    rows = measures.transfer(metrics)
+    rows = rows.assign(value=100 * rows["accuracy"], differs=False)
+    ours, theirs = (rows[rows["method"] == name] for name in (measures.OURS, baseline))
+    both = ours.merge(theirs, on=[*keys, "student", "test_split"], suffixes=("", "_other"))
+    tested = comparisons[comparisons["method_b"] == baseline]
+    both = both.merge(tested[[*keys, "student", "test_split", "delta", "p_holm"]])
+    difference = both.assign(value=100 * both["delta"], differs=both["p_holm"] < ALPHA, method="difference")
+    parts = [part for part in (theirs, ours, difference) if len(both)]
+    columns = {"method": "panel"}
+    kept = ["panel", *keys, "value", "seeds", "differs"]
+    return pd.concat(parts).rename(columns=columns)[kept] if parts else pd.DataFrame(columns=kept)
 
 
 def differences(comparisons: pd.DataFrame) -> str:
@@ -250,6 +289,17 @@ def _lures(metrics: pd.DataFrame) -> str:
     return (
         f"Lure rate on `shift` (wrong, and the stereotype was chosen): {'; '.join(lines) or 'not measured'}."
     )
+
+
+def _reported(method: str) -> str:
+    """Return what the paper reports of a method, or of the standard methods that it is one of."""
+    known = {r.method: f"{r.accuracy:.2f} ({r.student})" for r in REPORTED}
+    either = f"{known[STANDARD]}, ft or ft-cot" if method in ("ft", "ft-cot") else "–"
+    return known.get(method, either)
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}–{high}"
 
 
 def _p(value: float) -> str:

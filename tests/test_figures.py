@@ -83,6 +83,22 @@ def test_fig5_has_a_panel_per_training_set(trained_on):
     assert "guessing" in texts(fig)
 
 
+def test_fig5_matrix_writes_every_cell_and_stars_what_differs():
+    cells = [("ft-cot", "weasel-a", 25.0, False), ("ft-cot", "weasel-b", 30.0, False),
+             ("cf-distill", "weasel-a", 75.0, False), ("cf-distill", "weasel-b", 30.0, False),
+             ("difference", "weasel-a", 50.0, True), ("difference", "weasel-b", 0.0, False)]  # fmt: skip
+    table = pd.DataFrame(cells, columns=["panel", "test_dataset", "value", "differs"])
+    fig = figures.fig5_matrix(table.assign(train_dataset="weasel-a"))
+    assert [[t.get_text() for t in ax.texts] for ax in fig.axes] == [
+        ["25", "30"],
+        ["75", "30"],
+        ["+50*", "+0"],
+    ]
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["a"]
+    texts(fig)
+    assert "needs ft-cot" in texts(figures.fig5_matrix(table[:0]))
+
+
 def test_fig6_says_when_there_is_one_student_and_keeps_reported_numbers_apart():
     one = figures.fig6_architectures(study())
     assert "one student only" in texts(one)
@@ -230,7 +246,7 @@ def test_alt_texts_are_collected(tmp_path):
 
 def test_figures_do_without_torch():
     code = (
-        "import sys; from cfdistill import answer_figures, figures, metrics, tables; "
+        "import sys; from cfdistill import answer_figures, figures, metrics, results, tables; "
         "assert not {'torch', 'matplotlib', 'pandas', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

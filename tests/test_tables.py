@@ -79,7 +79,47 @@ def test_table1_averages_seeds(metrics, comparisons):
     more = metrics.assign(seed=1, accuracy=metrics.accuracy - 0.1)
     both = pd.concat([metrics, more])
     assert tables.table1(both, comparisons)["shift"][1].startswith("56.0 [")
-    assert "seed 0, 1." in tables.caption(both)
+    assert "mean of seeds 0, 1." in tables.caption(both)
+
+
+def test_training_sets_with_more_or_fewer_seeds(metrics, comparisons):
+    science = metrics.assign(train_dataset="weasel-science", test_dataset="weasel-science")
+    table = tables.table1(pd.concat([metrics, metrics.assign(seed=1), science[:3]]), comparisons)
+    assert table[["train_dataset", "method", "seeds"]].to_numpy().tolist() == [
+        ["weasel-commonsense", "ft-cot", 2],
+        ["weasel-commonsense", "cf-distill", 2],
+        ["weasel-science", "ft-cot", 1],
+    ]
+    caption = tables.caption(pd.concat([metrics, metrics.assign(seed=1), science.assign(n=50)]))
+    assert "50–100 (id)" in caption
+    assert "mean of seeds 0, 1, as many of them as the column seeds says." in caption
+
+
+def test_reported_numbers_keep_a_column_of_their_own(metrics, comparisons):
+    more = pd.concat([metrics, metrics[:1].assign(method="ft-cot-long")])
+    table = tables.table1(more, comparisons, reported=True).set_index("method")
+    assert list(table.columns[-2:]) == ["seeds", tables.REPORTED_COLUMN]
+    assert list(table[tables.REPORTED_COLUMN]) == ["36.70 (gpt2-medium), ft or ft-cot", "40.42 (gpt2)", "–"]
+    assert tables.REPORTED_COLUMN not in tables.table1(more, comparisons)
+
+
+def test_matrix_holds_both_methods_and_their_difference(metrics, comparisons):
+    new = [metric(m, "new", share, d) for d in ("weasel-commonsense", "weasel-science")
+           for m, share in (("ft-cot", 0.25), ("cf-distill", 0.75))]  # fmt: skip
+    tested = [
+        comparison("ft-cot", "new", 0.5, 0.001),
+        comparison("ft-cot", "new", 0.5, 0.2, "weasel-science"),
+    ]
+    cells = tables.matrix(pd.DataFrame(new), pd.DataFrame(tested))
+    assert cells[["panel", "test_dataset", "value", "differs"]].to_numpy().tolist() == [
+        ["ft-cot", "weasel-commonsense", 25.0, False],
+        ["ft-cot", "weasel-science", 25.0, False],
+        ["cf-distill", "weasel-commonsense", 75.0, False],
+        ["cf-distill", "weasel-science", 75.0, False],
+        ["difference", "weasel-commonsense", 50.0, True],
+        ["difference", "weasel-science", 50.0, False],
+    ]
+    assert tables.matrix(metrics[metrics.method == "ft-cot"], comparisons).empty
 
 
 def test_caption_names_sizes_that_differ(metrics):
@@ -100,7 +140,10 @@ def test_markdown_and_latex(metrics, comparisons):
     assert r"30.0 [21.9, 39.6]\*" in markdown[2]
     assert "**61.0 [51.2, 70.0]**" in markdown[3]
     latex = tables.to_latex(metrics, comparisons)
-    assert r"cf-distill & \textbf{90.0 [82.6, 94.5]} & \textbf{61.0 [51.2, 70.0]} & -- \\" in latex
+    assert (
+        r"cf-distill & \textbf{90.0 [82.6, 94.5]} & \textbf{61.0 [51.2, 70.0]} & -- & 1 & 40.42 (gpt2) \\"
+        in latex
+    )
     assert r"Accuracy in \%" in latex
     assert latex.count("{") == latex.count("}")
 
