@@ -42,6 +42,24 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="execute notebooks again (stages are reused)")
     run.set_defaults(command=_run)
 
+    grid = commands.add_parser("grid", help="make the cells of a grid that are missing, and its tables")
+    grid.add_argument("grid", type=Path, help="such as params/grids/smoke.yaml")
+    grid.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides")
+    grid.add_argument(
+        "--cores", type=int, default=os.cpu_count(), help="cells trained at once, on a core each"
+    )
+    grid.add_argument("--profile", default="", help="slurm, kubernetes, or a Snakemake profile's folder")
+    grid.add_argument("--dry-run", action="store_true", help="only print what would be made")
+    grid.add_argument(
+        "--import-runs", type=Path, metavar="RUN_ROOT", help="first take finished cells from another run_root"
+    )
+    grid.set_defaults(command=_grid)
+
+    job = commands.add_parser("job", help="run one job of a grid's plan (Snakemake calls this)")
+    job.add_argument("plan", type=Path)
+    job.add_argument("name")
+    job.set_defaults(command=_job)
+
     doctor = commands.add_parser("doctor", help="say what this machine has and what a study would use")
     doctor.add_argument("profile", type=Path, nargs="?", help="parameters; without: the default study")
     doctor.set_defaults(command=_doctor)
@@ -73,6 +91,26 @@ def _run(args: argparse.Namespace) -> None:
     if (results / "manifest.json").is_file():
         print(f"Tables and figures: {results}\n")
         print(tables.to_text(*(metrics.read_csv(results, name) for name in metrics.FILES[:2])))
+
+
+def _grid(args: argparse.Namespace) -> None:
+    from cfdistill import grid
+
+    wanted = grid.read(args.grid, dict(args.overrides))
+    if args.import_runs:
+        for name in grid.import_runs(wanted, args.import_runs):
+            print(f"imported {name}")
+    complete = grid.finished(wanted)
+    print(grid.describe(wanted, complete), flush=True)
+    grid.run(wanted, complete, args.cores, args.profile, dry_run=args.dry_run)
+    if not args.dry_run:
+        print(f"Tables: {wanted.folder}")
+
+
+def _job(args: argparse.Namespace) -> None:
+    from cfdistill import grid
+
+    grid.run_job(args.plan, args.name)
 
 
 def _doctor(args: argparse.Namespace) -> None:
