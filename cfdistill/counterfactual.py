@@ -8,7 +8,6 @@ is left at the end is kept, and every candidate has a row in the funnel.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cfdistill import data, runs
 from cfdistill.data.weasel import fill_slot
 from cfdistill.errors import TeacherError
+from cfdistill.masking import MASK, mask_spans, random_span, words
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual, Question, read_answer
 from cfdistill.teacher import Teacher, spending
@@ -28,7 +28,6 @@ from cfdistill.teacher.spending import Meter
 if TYPE_CHECKING:
     import pandas as pd
 
-MASK = "[MASK]"
 FUNNEL_COLUMNS = (
     "question_id",
     "target",
@@ -115,35 +114,38 @@ def propose(questions: Iterable[Question], per_question: int) -> list[Candidate]
     return candidates
 
 
+def masked(candidates: Sequence[Candidate], params: Params, teacher: Teacher) -> list[Candidate]:
+    """Mask the words that the parameter `mask_source` asks for."""
+    by_chance = params.mask_source == "random"
+    return mask_randomly(candidates, params.data_seed) if by_chance else mask(candidates, teacher)
+
+
 def mask(candidates: Sequence[Candidate], teacher: Teacher) -> list[Candidate]:
     """Let the teacher name each original's causal words, and mask them (paper, Fig. 3)."""
     live = _live(candidates)
     prompts = [render("mask", c.original.stem, c.original.options, c.original.answer) for c in live]
     replies = ask_twice(teacher, prompts, [partial(_read_mask, c.original.stem) for c in live])
-    masked = [
+    named = [
         replace(c, reason=f"mask: {reply.reason}")
         if reply.value is None
         else replace(c, spans=reply.value, masked_stem=mask_spans(c.original.stem, reply.value))
         for c, reply in zip(live, replies, strict=True)
     ]
-    return _merge(candidates, masked)
+    return _merge(candidates, named)
 
 
-def mask_spans(stem: str, spans: Sequence[str]) -> str:
-    """Replace each span, a run of whole words, by `[MASK]`.
+def mask_randomly(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
+    """Mask a run of words at a random place of each original, a quarter of them (our choice).
 
-    Raises:
-        ValueError: a span does not stand in the question, or nothing of the question is left.
+    The control for `mask`: it depends on the question and the seed alone, and asks nobody.
     """
-    for span in spans:
-        pattern = r"\s+".join(map(re.escape, span.split()))
-        found = re.search(rf"(?<![\w\[]){pattern}(?![\w\]])", stem, re.IGNORECASE)
-        if not found or MASK in span:
-            raise ValueError("span is not in the question")
-        stem = f"{stem[: found.start()]}{MASK}{stem[found.end() :]}"
-    if not words(stem.replace(MASK, "")):
-        raise ValueError("nothing of the question is left")
-    return stem
+    drawn = [
+        replace(c, spans=(span,), masked_stem=mask_spans(c.original.stem, [span]))
+        if (span := random_span(c.original.stem, seed))
+        else replace(c, reason="mask: nothing of the question is left")
+        for c in _live(candidates)
+    ]
+    return _merge(candidates, drawn)
 
 
 def fill(candidates: Sequence[Candidate], teacher: Teacher) -> list[Candidate]:
@@ -249,11 +251,6 @@ def reorder(options: tuple[str, ...], key: str) -> tuple[str, ...]:
     return options[turn:] + options[:turn]
 
 
-def words(text: str) -> list[str]:
-    """Return the lower-case words of a text, without punctuation."""
-    return re.findall(r"[\w']+", text.lower())
-
-
 def normalize(text: str) -> str:
     """Return the form in which two questions count as the same: words only, lower case."""
     return " ".join(words(text))
@@ -286,7 +283,7 @@ def make(params: Params, teacher: Teacher, meter: Meter) -> list[Candidate]:
         for split in ("validation", *data.test_splits(name, params))
         for question in data.questions(name, split, params)
     ]
-    candidates = mask(propose(originals, params.counterfactuals_per_question), teacher)
+    candidates = masked(propose(originals, params.counterfactuals_per_question), params, teacher)
     meter.note("mask")
     candidates = fill(candidates, teacher)
     meter.note("fill")

@@ -32,6 +32,7 @@ class Pair:
 
     prompt: list[int]
     target: list[int]
+    weight: float = 1.0  # of the example in the loss
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Packed:
     position_ids: list[int]
     branches: list[int]
     labels: list[int]  # the token itself if the loss is taken on it, else IGNORED
+    weights: list[float]  # in the loss: its example's weight over the example's number of target tokens
+    weight: float  # of all its examples together
 
     def __len__(self) -> int:
         """Return the number of tokens."""
@@ -54,10 +57,10 @@ def tokenize(text: str, tokenizer: Any) -> list[int]:
     return ids
 
 
-def encode(example: Example, tokenizer: Any) -> Pair:
+def encode(example: Example, tokenizer: Any, weight: float = 1.0) -> Pair:
     """Tokenize prompt and target apart; the target ends with the end-of-sequence token."""
     target = [*tokenize(example.target, tokenizer), tokenizer.eos_token_id]
-    return Pair(tokenize(example.prompt, tokenizer), target)
+    return Pair(tokenize(example.prompt, tokenizer), target, weight)
 
 
 def check_lengths(pairs: Sequence[Pair], max_length: int) -> None:
@@ -85,6 +88,7 @@ def pack(pairs: Sequence[Pair]) -> Packed:
     shared = next((i for i in range(limit) if len({prompt[i] for prompt in prompts}) > 1), limit)
     ids = pairs[0].prompt[:shared]
     positions, branches, labels = list(range(shared)), [0] * shared, [IGNORED] * shared
+    weights = [0.0] * shared
     for number, pair in enumerate(pairs, 1):
         own_prompt = pair.prompt[shared:]
         length = len(own_prompt) + len(pair.target)
@@ -92,7 +96,8 @@ def pack(pairs: Sequence[Pair]) -> Packed:
         positions += range(shared, shared + length)
         branches += [number] * length
         labels += [IGNORED] * len(own_prompt) + pair.target
-    return Packed(ids, positions, branches, labels)
+        weights += [0.0] * len(own_prompt) + [pair.weight / len(pair.target)] * len(pair.target)
+    return Packed(ids, positions, branches, labels, weights, sum(pair.weight for pair in pairs))
 
 
 def collate(rows: Sequence[Packed], hidden: Sequence[torch.Tensor] = ()) -> Batch:
@@ -104,13 +109,14 @@ def collate(rows: Sequence[Packed], hidden: Sequence[torch.Tensor] = ()) -> Batc
             are looked up from `input_ids`.
 
     Returns:
-        input_ids, position_ids, branches and labels (b, n); attention_mask (b, 1, n, n), true where
-        row i may look at column j; with `hidden` also inputs_embeds (b, n, width).
+        input_ids, position_ids, branches, labels and weights (b, n); total_weight (), that of all examples;
+        attention_mask (b, 1, n, n), true where row i may look at column j; with `hidden` also
+        inputs_embeds (b, n, width).
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    def padded(name: str, value: int) -> torch.Tensor:
+    def padded(name: str, value: float) -> torch.Tensor:
         return pad_sequence([torch.tensor(getattr(row, name)) for row in rows], True, value)
 
     branches = padded("branches", PADDING)
@@ -122,6 +128,8 @@ def collate(rows: Sequence[Packed], hidden: Sequence[torch.Tensor] = ()) -> Batc
         "attention_mask": (causal & ((key == 0) | (key == query)))[:, None],
         "branches": branches,
         "labels": padded("labels", IGNORED),
+        "weights": padded("weights", 0.0),
+        "total_weight": torch.tensor(sum(row.weight for row in rows)),
     }
     if hidden:
         batch["inputs_embeds"] = pad_sequence(list(hidden), True)
@@ -157,18 +165,15 @@ def target_loss(model: Any, batch: Batch) -> torch.Tensor:
     """Return the cross-entropy in nats: mean over an example's target tokens, then over examples.
 
     Source: the paper's L = −Σ log P(t_i | q, o, st, t_<i). Taking means, so that the short positive view
-    weighs as much as the negative view, which is twice as long, is our choice.
+    weighs as much as the negative view, which is twice as long, is our choice, and so are the weights of
+    examples in the second mean (`training.weight`).
     """
-    import torch
     from torch.nn.functional import cross_entropy
 
     logits, labels = target_logits(model, batch)
     losses = cross_entropy(logits.float(), labels, reduction="none")
     wanted = batch["labels"][:, 1:] != IGNORED
-    rows, branches = wanted.nonzero()[:, 0], batch["branches"][:, 1:][wanted]
-    example = rows * (int(branches.max()) + 1) + branches
-    _, member, sizes = torch.unique(example, return_inverse=True, return_counts=True)
-    weights = (1 / sizes[member] / len(sizes)).to(losses.device)
+    weights = (batch["weights"][:, 1:][wanted] / batch["total_weight"]).to(losses.device)
     loss: torch.Tensor = (losses * weights).sum()
     return loss
 

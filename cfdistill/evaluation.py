@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cfdistill import data, runs, training
 from cfdistill.encoding import IGNORED, Pair, collate, pack, target_logits, tokenize
+from cfdistill.methods import METHODS
 from cfdistill.params import Params
 from cfdistill.progress import Progress
 from cfdistill.schema import DIRECT, ELIMINATION, Prediction, Question, prompt_text, read_answer
@@ -61,7 +62,7 @@ def build_all(method: str, params: Params) -> list[runs.Stage]:
 
 def scorings(method: str, params: Params) -> tuple[str, ...]:
     """Return how a method is asked: by strategy token, or for the label if it learned only that."""
-    return ("label",) if training.KINDS[method] == ("label",) else tuple(params.scorings)
+    return ("label",) if METHODS[method].views == ("label",) else tuple(params.scorings)
 
 
 def predict(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cfdistill import data, runs, stats
 from cfdistill.errors import DataError, StageError
+from cfdistill.methods import METHODS
 from cfdistill.params import Params
 from cfdistill.schema import Prediction
 
@@ -31,9 +32,7 @@ COMPARISON_KEYS = ["train_dataset", "student", "test_dataset", "test_split", "me
 COMPARISON_VALUES = ["delta", "ci_low", "ci_high", "p_mcnemar", "p_holm"]
 COMPARISON_COLUMNS = [*COMPARISON_KEYS, "n", *COMPARISON_VALUES]
 OURS = "cf-distill"
-METHOD_ORDER = (
-    "ft", "ft-cot", "ft-cot-long", "multi-view", "cf-only", "cf-unfiltered", "cf-random-mask", OURS,
-)  # fmt: skip
+METHOD_ORDER = tuple(METHODS)
 OWN_SPLITS = ("id", "shift", "shift_reachable", "shift_heldout")  # only tested on the training data set
 SUBSETS = ("reachable", "heldout")  # parts of `shift` that are reported beside the whole
 FILES = ("metrics.csv", "comparisons.csv", "predictions.csv")

@@ -13,9 +13,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cfdistill.errors import ParamsError
+from cfdistill.methods import METHODS
 
 STAGES = ("data", "counterfactuals", "rationales", "training", "evaluation", "metrics")
-METHODS = ("ft", "ft-cot", "ft-cot-long", "cf-distill")
 FILE_METHODS = ("ft", "ft-cot")  # those that need no more than one rationale of each original question
 DATASETS = (
     "weasel-commonsense",
@@ -83,6 +83,9 @@ class Params(BaseModel):
     teacher_noise: float = _param(0.05, "counterfactuals", "offline teacher's error rate", ge=0, le=1)
     # counterfactuals
     counterfactuals_per_question: int = _param(2, "counterfactuals", "target answers per question", ge=1)
+    mask_source: Literal["teacher", "random"] = _param(
+        "teacher", "counterfactuals", "who names the words to replace: teacher | random (as a control)"
+    )
     reasoning_paths: int = _param(5, "counterfactuals", "reasoning paths K per candidate", ge=1)
     vote_threshold: int = _param(4, "counterfactuals", "paths that must reach the target; 0: no vote", ge=0)
     min_edit_ratio: float = _param(0.02, "counterfactuals", "smallest share of tokens changed", ge=0, le=1)
@@ -104,6 +107,12 @@ class Params(BaseModel):
     learning_rate: float = _param(5.0e-4, "training", "peak, after 10 % warm-up", gt=0)
     frozen_layers: int = _param(12, "training", "lowest transformer layers left untouched", ge=0)
     max_length: int = _param(384, "training", "longest example, in tokens", ge=16)
+    counterfactual_weight: float = _param(
+        1.0, "training", "weight in the loss of an example with a rewritten question; originals have 1", gt=0
+    )
+    negative_view_weight: float = _param(
+        1.0, "training", "weight in the loss of a negative view; other views have 1", gt=0
+    )
     # evaluation
     scorings: list[str] = _param(
         ["direct"], "evaluation", "direct | elimination, for methods with rationales"
@@ -123,7 +132,7 @@ class Params(BaseModel):
         for name, values, known in (
             ("train_dataset", [self.train_dataset], DATASETS),
             ("test_datasets", self.test_datasets, DATASETS),
-            ("methods", self.methods, METHODS),
+            ("methods", self.methods, tuple(METHODS)),
             ("scorings", self.scorings, ("direct", "elimination")),
             ("student", [self.student], STUDENTS),
         ):
@@ -155,6 +164,16 @@ class Params(BaseModel):
     def has_counterfactuals(self) -> bool:
         """Tell whether the study rewrites questions: published rationales are of original ones only."""
         return self.rationale_source == "teacher"
+
+    def for_method(self, method: str) -> Self:
+        """Return the parameters by which a method's counterfactuals and rationales are made."""
+        return self.model_copy(update=dict(METHODS[method].changes))
+
+    def variants(self) -> list[Self]:
+        """Return the parameters of every set of counterfactuals the methods need, the study's own first."""
+        made = [self]
+        made += [variant for method in self.methods if (variant := self.for_method(method)) not in made]
+        return made
 
     @classmethod
     def build(cls, values: Mapping[str, Any], where: str = "parameters") -> Self:

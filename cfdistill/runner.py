@@ -94,8 +94,8 @@ def stages(name: str, params: Params) -> list[runs.Stage]:
     ]
     made: dict[str, list[runs.Stage]] = {
         "01": [data.stage(d, params) for d in dict.fromkeys([params.train_dataset, *params.test_datasets])],
-        "02": [runs.stage("counterfactuals", params)],
-        "03": [runs.stage("rationales", params)],
+        "02": [runs.stage("counterfactuals", variant) for variant in params.variants()],
+        "03": [runs.stage("rationales", variant) for variant in params.variants()],
         "04": [runs.stage("training", params, method=method) for method in params.methods],
         "05": [*tested, runs.stage("metrics", params)],
     }

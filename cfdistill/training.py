@@ -17,6 +17,7 @@ from typing import Any
 from cfdistill import counterfactual, data, runs, students
 from cfdistill.encoding import Packed, check_lengths, encode, pack
 from cfdistill.errors import TrainingError
+from cfdistill.methods import METHODS
 from cfdistill.params import Params
 from cfdistill.schema import (
     DIRECT,
@@ -30,12 +31,6 @@ from cfdistill.schema import (
 )
 from cfdistill.students import Student
 
-KINDS: Mapping[str, tuple[str, ...]] = {
-    "ft": ("label",),
-    "ft-cot": ("positive",),
-    "ft-cot-long": ("positive",),  # control: ft-cot with as many optimiser steps as cf-distill
-    "cf-distill": ("positive", "negative"),
-}
 STRATEGY = {"label": "", "positive": DIRECT, "negative": ELIMINATION}
 LOG_COLUMNS = ("step", "epoch", "loss", "learning_rate", "tokens_per_s", "seconds")
 
@@ -53,17 +48,16 @@ def build(method: str, params: Params) -> runs.Stage:
     made = runs.stage("training", params, method=method)
     if made.is_complete():
         return made
-    inputs, material = upstream(params), read_material(params)
-    examples = make_examples(*material, method)
-    timed_by = make_examples(*material, "cf-distill") if method == "ft-cot-long" else examples
+    own, timed_like = params.for_method(method), METHODS[method].steps_like or method
+    inputs = [*upstream(own), *upstream(params.for_method(timed_like))]
+    sources = _sources(*read_material(own)[:2], method)
+    examples, steps = read_examples(method, params), planned_steps(method, params)
     student = students.load(params.student, params)
     with made.draft(params, inputs, resume=True) as draft:
         draft.write("examples.jsonl", examples)
-        draft.drops["no rationale"] = len(_sources(*material[:2], method)) * len(KINDS[method]) - len(
-            examples
-        )
+        draft.drops["no rationale"] = len(sources) * len(METHODS[method].views) - len(examples)
         checkpoints = draft.path / "checkpoints"
-        log, draft.notes = train(student, examples, count_steps(timed_by, params), params, checkpoints)
+        log, draft.notes = train(student, examples, steps, params, checkpoints)
         _write_log(draft.path / "log.csv", log)
         student.save(draft.path / "model")
         shutil.rmtree(checkpoints)
@@ -77,7 +71,11 @@ def load_trained(method: str, params: Params) -> Student:
 
 
 def upstream(params: Params) -> list[runs.Stage]:
-    """Return the finished stages that training reads; raises StageError when one is missing."""
+    """Return the finished stages that training reads; raises StageError when one is missing.
+
+    Args:
+        params: as `Params.for_method` returns them.
+    """
     return [
         runs.require(data.stage(params.train_dataset, params)),
         *counterfactual.finished(params),
@@ -94,6 +92,16 @@ def read_material(params: Params) -> tuple[list[Question], list[Counterfactual],
     )
 
 
+def read_examples(method: str, params: Params) -> list[Example]:
+    """Return a method's training examples, made from the finished stages it learns from."""
+    return make_examples(*read_material(params.for_method(method)), method)
+
+
+def planned_steps(method: str, params: Params) -> int:
+    """Return a method's number of optimiser steps, which for a control is another method's."""
+    return count_steps(read_examples(METHODS[method].steps_like or method, params), params)
+
+
 def make_examples(
     questions: Sequence[Question],
     counterfactuals: Sequence[Counterfactual],
@@ -102,8 +110,8 @@ def make_examples(
 ) -> list[Example]:
     """Return a method's training examples; questions without the rationale needed are left out.
 
-    `ft` learns the answer sentence; `ft-cot` the positive view of the original questions;
-    `cf-distill` both views of originals and counterfactuals (paper, Fig. 2 and "Training").
+    The views of a question follow each other, and the originals come before the counterfactuals (paper,
+    Fig. 2 and "Training").
 
     Raises:
         TrainingError: there are none.
@@ -111,7 +119,7 @@ def make_examples(
     views = {(rationale.question_id, rationale.view): rationale.text for rationale in rationales}
     examples = []
     for question, is_counterfactual in _sources(questions, counterfactuals, method):
-        for kind in KINDS[method]:
+        for kind in METHODS[method].views:
             answer = answer_text(question.options, question.answer)
             text = answer if kind == "label" else views.get((question.id, kind))
             if text is not None:
@@ -155,7 +163,7 @@ def train(
     from cfdistill.trainer import StudentTrainer, draw_batches, lower_states, split_layers
 
     groups = _by_question(examples)
-    rows = pack_examples(examples, student.tokenizer, params.max_length)
+    rows = pack_examples(examples, student.tokenizer, params)
     batch_size = _questions_per_step(groups, params)
     batches = draw_batches([len(row) for row in rows], batch_size, steps, params.seed)
     shape = student.model.config
@@ -186,18 +194,24 @@ def train(
     }
 
 
-def pack_examples(examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Packed]:
+def pack_examples(examples: Sequence[Example], tokenizer: Any, params: Params) -> list[Packed]:
     """Return one packed sequence per question; raises TrainingError when an example is too long."""
-    pairs = [[encode(example, tokenizer) for example in group] for group in _by_question(examples)]
-    check_lengths([pair for group in pairs for pair in group], max_length)
+    pairs = [[encode(e, tokenizer, weight(e, params)) for e in group] for group in _by_question(examples)]
+    check_lengths([pair for group in pairs for pair in group], params.max_length)
     return [pack(group) for group in pairs]
+
+
+def weight(example: Example, params: Params) -> float:
+    """Return an example's weight in the mean over examples (our choice: 1 for all by default)."""
+    rewritten = params.counterfactual_weight if example.counterfactual else 1.0
+    return rewritten * (params.negative_view_weight if example.kind == "negative" else 1.0)
 
 
 def _sources(
     questions: Sequence[Question], counterfactuals: Sequence[Counterfactual], method: str
 ) -> list[tuple[Question, bool]]:
     sources = [(question, False) for question in questions]
-    if method == "cf-distill":
+    if METHODS[method].counterfactuals:
         sources += [(counterfactual.question, True) for counterfactual in counterfactuals]
     return sources
 

@@ -13,6 +13,7 @@ from cfdistill import counterfactual, data, rationale
 from cfdistill.counterfactual import Candidate
 from cfdistill.data.weasel import Scene, load_scenes
 from cfdistill.errors import StageError, TeacherError
+from cfdistill.masking import MASK, mask_spans, random_span
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual, Question
 from cfdistill.teacher import Teacher
@@ -96,14 +97,12 @@ def test_a_counterfactual_question_keeps_what_is_known_of_its_original(small_par
 
 
 def test_masked_spans_are_whole_words_of_the_question() -> None:
-    assert counterfactual.mask_spans("Ham for the hamster?", ["hamster"]) == "Ham for the [MASK]?"
-    assert (
-        counterfactual.mask_spans("A big mask, a red hat.", ["A big", "mask"]) == "[MASK] [MASK], a red hat."
-    )
+    assert mask_spans("Ham for the hamster?", ["hamster"]) == "Ham for the [MASK]?"
+    assert mask_spans("A big mask, a red hat.", ["A big", "mask"]) == "[MASK] [MASK], a red hat."
     with pytest.raises(ValueError, match="not in the question"):
-        counterfactual.mask_spans("Ham for the hamster?", ["hams"])
+        mask_spans("Ham for the hamster?", ["hams"])
     with pytest.raises(ValueError, match="nothing of the question is left"):
-        counterfactual.mask_spans("Why, then?", ["Why, then"])
+        mask_spans("Why, then?", ["Why, then"])
 
 
 def test_fills_go_into_their_masks_in_order() -> None:
@@ -122,6 +121,29 @@ def scripted(answers: dict[tuple[str, int], str]) -> Any:
         return httpx2.Response(200, json={"model": "m", "choices": [{"message": message}]})
 
     return handler
+
+
+def test_random_masks_depend_on_question_and_seed_and_ask_nobody(small_params: Params) -> None:
+    params = small_params.model_copy(update={"mask_source": "random"})
+    data.build(params.train_dataset, params)
+    candidates = counterfactual.propose(data.questions(params.train_dataset, "train", params), 1)
+    with Teacher(params, handler=lambda request: pytest.fail("asked")) as teacher:
+        masked = counterfactual.masked(candidates, params, teacher)
+    for c in masked:
+        assert c.spans == (random_span(c.original.stem, params.data_seed),)
+        assert c.masked_stem.count(MASK) == 1
+        share = len(c.spans[0].split()) / len(c.original.stem.split())
+        assert 0.1 < share < 0.4
+    assert masked == counterfactual.mask_randomly(candidates, params.data_seed)
+    other = counterfactual.mask_randomly(candidates, params.data_seed + 1)
+    assert sum(a.spans != b.spans for a, b in zip(masked, other, strict=True)) > len(masked) / 2
+
+
+@pytest.mark.parametrize("stem", ["Why?", "…", "💤 💤", "[is] [it]"])
+def test_a_question_too_short_to_mask_at_random_is_dropped(stem: str) -> None:
+    question = Question("q", "toy", "train", stem, ("day", "night"), 0)
+    (dropped,) = counterfactual.mask_randomly([Candidate(question, 1)], 0)
+    assert dropped.reason == "mask: nothing of the question is left"
 
 
 @pytest.fixture

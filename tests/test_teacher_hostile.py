@@ -7,8 +7,8 @@ import httpx2
 import pytest
 
 from cfdistill import counterfactual, rationale
-from cfdistill.counterfactual import MASK
 from cfdistill.errors import DataError
+from cfdistill.masking import MASK, mask_spans
 from cfdistill.params import Params
 from cfdistill.schema import DIRECT, ELIMINATION, Counterfactual, Question, answer_text, read_answer
 from cfdistill.teacher import Teacher
@@ -97,7 +97,7 @@ def test_a_question_with_a_mask_of_its_own_is_dropped_before_anybody_is_asked(sm
 
 def test_a_mask_cannot_be_masked_or_filled_in() -> None:
     with pytest.raises(ValueError, match="span is not in the question"):
-        counterfactual.mask_spans("The man sleeps here?", ["man", MASK])
+        mask_spans("The man sleeps here?", ["man", MASK])
     with pytest.raises(ValueError, match="one text per mask"):
         counterfactual._read_fills(f"The {MASK} sleeps?", json.dumps({"fills": [f"old {MASK}"]}))
 

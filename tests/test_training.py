@@ -7,9 +7,11 @@ import pytest
 import torch
 from studies import counterfactual_of, make_upstream, rationales_of
 
-from cfdistill import data, runs, students, training
+from cfdistill import counterfactual, data, rationale, runs, students, training
 from cfdistill.encoding import collate, target_loss
 from cfdistill.errors import StageError, TrainingError
+from cfdistill.evaluation import scorings
+from cfdistill.methods import METHODS
 from cfdistill.params import Params
 from cfdistill.schema import DIRECT, ELIMINATION, Question
 from cfdistill.trainer import StepReport, draw_batches, lower_states, split_layers
@@ -64,6 +66,73 @@ def test_cf_distill_learns_both_views_of_originals_and_counterfactuals() -> None
     assert [e.counterfactual for e in examples] == [False] * 4 + [True] * 4
 
 
+@pytest.mark.parametrize(
+    ("method", "kinds", "counterfactuals"),
+    [
+        ("multi-view", {"positive", "negative"}, 0),
+        ("cf-only", {"positive"}, 2),
+        ("cf-unfiltered", {"positive", "negative"}, 4),
+        ("cf-random-mask", {"positive", "negative"}, 4),
+    ],
+)
+def test_ablations_leave_out_a_view_or_the_counterfactuals(
+    method: str, kinds: set[str], counterfactuals: int
+) -> None:
+    examples = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, method)
+    assert {e.kind for e in examples} == kinds
+    assert sum(e.counterfactual for e in examples) == counterfactuals
+    assert sum(not e.counterfactual for e in examples) == 2 * len(kinds)
+
+
+def test_every_method_is_known_where_methods_are_drawn_and_asked(small_params: Params) -> None:
+    params = Params.build(small_params.model_dump() | {"methods": list(METHODS)})
+    assert [bool(scorings(method, params)) for method in params.methods] == [True] * len(METHODS)
+    ways = [(variant.vote_threshold, variant.mask_source) for variant in params.variants()]
+    assert ways == [(4, "teacher"), (0, "teacher"), (4, "random")]
+
+
+def test_weights_weigh_examples_in_the_loss(small_params: Params) -> None:
+    student = students.load("tiny-random", small_params)
+    examples = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, "cf-distill")
+    params = with_changes(small_params, counterfactual_weight=3.0, negative_view_weight=0.5)
+    weights = [training.weight(e, params) for e in examples]
+    assert weights == [1.0, 0.5, 1.0, 0.5, 3.0, 1.5, 3.0, 1.5]
+    single = [
+        target_loss(student.model, collate(training.pack_examples([e], student.tokenizer, params))).item()
+        for e in examples
+    ]
+    packed = target_loss(student.model, collate(training.pack_examples(examples, student.tokenizer, params)))
+    expected = sum(w * loss for w, loss in zip(weights, single, strict=True)) / sum(weights)
+    assert packed.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_methods_with_other_rewrites_read_their_own_stages(small_params: Params) -> None:
+    params = with_changes(
+        small_params,
+        methods=["cf-distill", "cf-unfiltered", "cf-random-mask"],
+        train_scenes=20,
+        train_questions=24,
+        vote_threshold=3,
+        teacher_noise=0.3,
+    )
+    data.build(params.train_dataset, params)
+    for variant in params.variants():
+        counterfactual.build(variant)
+        rationale.build(variant)
+    rewrites = {method: counterfactual.read(params.for_method(method)) for method in params.methods}
+    kept, unfiltered, by_chance = rewrites.values()
+    assert len(kept) < len(unfiltered)
+    assert {c.question.stem for c in kept} <= {c.question.stem for c in unfiltered}
+    masks = {c.original_id: c.masked_stem for c in unfiltered}
+    assert all(c.masked_stem != masks.get(c.original_id) for c in by_chance)
+    for method, own in rewrites.items():
+        learned = {e.question_id for e in training.read_examples(method, params) if e.counterfactual}
+        assert learned
+        assert learned <= {c.question.id for c in own}
+    steps = {training.planned_steps(method, params) for method in params.methods}
+    assert steps == {training.count_steps(training.read_examples("cf-distill", params), params)}
+
+
 def test_dropped_rationales_leave_their_example_out() -> None:
     assert len(training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES[1:], "cf-distill")) == 7
     with pytest.raises(TrainingError, match="ft-cot: no training examples from 2 questions and 0 rationales"):
@@ -93,7 +162,7 @@ def test_batches_hold_every_example_once_an_epoch_and_only_the_seed_matters() ->
 def test_kept_lower_states_change_neither_loss_nor_gradients(small_params: Params) -> None:
     student = students.load("tiny-random", small_params)
     examples = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, "cf-distill")
-    rows = training.pack_examples(examples, student.tokenizer, 500)
+    rows = training.pack_examples(examples, student.tokenizer, small_params)
     plain = target_loss(student.model, collate(rows))
     plain.backward()
     expected = {name: p.grad.clone() for name, p in student.model.named_parameters()}

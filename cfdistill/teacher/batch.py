@@ -105,6 +105,11 @@ class Collector(Teacher):
         if not params.has_counterfactuals:  # published rationales: no teacher is asked
             return {}
         runs.require(data.stage(params.train_dataset, params))
+        for variant in params.variants():
+            self._collect(variant)
+        return self.missing
+
+    def _collect(self, params: Params) -> None:
         questions = data.questions(params.train_dataset, "train", params)
         made = runs.stage("counterfactuals", params)
         if made.is_complete():
@@ -116,7 +121,6 @@ class Collector(Teacher):
             ]
         if not runs.stage("rationales", params).is_complete():
             rationale.views(questions, self)
-        return self.missing
 
     def request_line(self, key: str, prompt: Prompt) -> bytes:
         """Return a request in the Batch API's format."""

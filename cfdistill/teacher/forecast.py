@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cfdistill import counterfactual, data, rationale
+from cfdistill.masking import MASK
 from cfdistill.params import Params
 from cfdistill.schema import answer_text
 from cfdistill.teacher import prices
@@ -62,13 +63,16 @@ class _StandIn(Teacher):
     def __init__(self, params: Params) -> None:
         super().__init__(params.model_copy(update={"teacher_budget_usd": 0.0}))
         self.rows = {task: Row(STAGES.get(task, "counterfactuals"), task) for task in TASKS}
+        self.counted: set[str] = set()
         self.answers: dict[str, str] = {}  # by question: what its reasoning paths have to reach
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str]:
         keys = [self.key(prompt) for prompt in prompts]
         there = self.cache.get(keys)
         for key, prompt in dict(zip(keys, prompts, strict=True)).items():
-            self._count(prompt, cached=key in there)
+            if key not in self.counted:  # two sets of counterfactuals share many requests
+                self._count(prompt, cached=key in there)
+        self.counted.update(keys)
         return [
             there[key].text if key in there else self._make_up(prompt)
             for key, prompt in zip(keys, prompts, strict=True)
@@ -90,7 +94,7 @@ class _StandIn(Teacher):
             return json.dumps({"spans": [max(re.findall(r"\w+", stem), key=len, default="")]})
         if prompt.task == "fill":
             word = hashlib.sha256(prompt.question.encode()).hexdigest()[:8]
-            return json.dumps({"fills": [f"other {word}"] * stem.count(counterfactual.MASK)})
+            return json.dumps({"fills": [f"other {word}"] * stem.count(MASK)})
         return self.answers[stem] if prompt.task == "reason" else NotYet()
 
 
@@ -104,7 +108,8 @@ def forecast(params: Params) -> Forecast:
     data.build(params.train_dataset, params)
     with _StandIn(params) as teacher:
         if params.has_counterfactuals:  # published rationales are asked of nobody
-            _take_steps(params, teacher)
+            for variant in params.variants():
+                _take_steps(variant, teacher)
         costs = params.teacher == "live"
         price = prices.find(teacher.model, params) if costs else None
         return Forecast(teacher.model, list(teacher.rows.values()), price, costs)
@@ -116,7 +121,7 @@ def _take_steps(params: Params, teacher: _StandIn) -> None:
     splits = ("validation", *data.test_splits(name, params))
     held_out = [question for split in splits for question in data.questions(name, split, params)]
     candidates = counterfactual.propose(originals, params.counterfactuals_per_question)
-    candidates = counterfactual.fill(counterfactual.mask(candidates, teacher), teacher)
+    candidates = counterfactual.fill(counterfactual.masked(candidates, params, teacher), teacher)
     candidates = counterfactual.check(candidates, params, originals, held_out)
     options = {c.stem: (c.original.options, c.target) for c in candidates}
     teacher.answers = {stem: answer_text(*reached) for stem, reached in options.items()}

@@ -63,7 +63,9 @@ class SceneTeacher:
         self._noise, self._seed = noise, seed
         self._tasks = {prompts.load(task)[0][1]: task for task in prompts.TASKS}  # by instructions
         self._places: dict[str, Place] = {}
+        self._scenes: dict[tuple[str, ...], Scene] = {}  # no two have the same options
         for scene in (scene for format in FORMATS for scene in load_scenes(format)):
+            self._scenes[tuple(sorted(scene.options))] = scene
             for frame, text in enumerate(scene.frames):
                 self._places[text.replace("{cue}", "[MASK]")] = Place(scene, frame)
                 for variant, cues in enumerate(scene.cues):
@@ -86,13 +88,17 @@ class SceneTeacher:
     def _answer(self, body: dict[str, Any]) -> str:
         task = self._tasks.get(body["messages"][0]["content"])
         asked = ASKED.fullmatch(body["messages"][-1]["content"])
-        place = self._places.get(asked["stem"]) if asked else None
-        if task is None or asked is None or place is None:
-            raise UnknownQuestion("this question is not in the scene bank")
+        if task is None or asked is None:
+            raise UnknownQuestion("this is none of our prompts")
         options = asked["options"].split("; ")
+        rng = random.Random(f"{self._seed}/{task}/{asked[0]}/{body['seed']}")
+        place = self._places.get(asked["stem"])
+        if place is None and task != "mask":
+            place = self._rewritten(asked["stem"], options, rng)
+        if place is None:
+            raise UnknownQuestion("this question is not in the scene bank")
         if sorted(options) != sorted(place.scene.options):
             raise UnknownQuestion("these options do not belong to the question")
-        rng = random.Random(f"{self._seed}/{task}/{asked[0]}/{body['seed']}")
         errs = rng.random() < self._noise
         if task == "mask":
             return json.dumps({"spans": [_cue_as_written(place, asked["stem"])]})
@@ -101,6 +107,24 @@ class SceneTeacher:
             variant = _other(place.scene, right, rng) if errs else right
             return json.dumps({"fills": [rng.choice(place.scene.cues[variant])]})
         return _argue(task, place.scene, _lure(place.scene, right, rng) if errs else right, options)
+
+    def _rewritten(self, stem: str, options: list[str], rng: random.Random) -> Place | None:
+        """Return the place of a question that was masked or rewritten at random words, None for any other.
+
+        It has a scene's options and a third of its words. Where it holds the cues of several answers, or of
+        none, one of them decides by chance.
+        """
+        scene = self._scenes.get(tuple(sorted(options)))
+        written = set(stem.split())
+        if scene is None or not any(
+            len(written & set(scene.stem(frame, variant, cue).split())) >= len(written) / 3
+            for frame in range(len(scene.frames))
+            for variant, cues in enumerate(scene.cues)
+            for cue in range(len(cues))
+        ):
+            return None
+        standing = [v for v, cues in enumerate(scene.cues) if any(c.lower() in stem.lower() for c in cues)]
+        return Place(scene, 0, -1 if "[MASK]" in stem else rng.choice(standing or range(len(scene.cues))))
 
 
 def _variant(scene: Scene, option: str) -> int:
