@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING
 from cfdistill import data, runs, training
 from cfdistill.encoding import IGNORED, Pair, collate, pack, target_logits, tokenize
 from cfdistill.methods import METHODS
-from cfdistill.params import Params
+from cfdistill.params import SCORINGS, Params
 from cfdistill.progress import Progress
-from cfdistill.schema import DIRECT, ELIMINATION, Prediction, Question, prompt_text, read_answer
+from cfdistill.schema import (
+    DIRECT,
+    ELIMINATION,
+    ENDING,
+    Prediction,
+    Question,
+    prompt_text,
+    read_answer,
+)
 from cfdistill.students import Student
 
 if TYPE_CHECKING:
@@ -28,7 +36,7 @@ def build(method: str, dataset: str, params: Params, student: Student | None = N
     Args:
         method: a trained method.
         dataset: what to test on.
-        params: scorings, max_new_tokens, eval_batch_size.
+        params: scorings, max_new_tokens, max_new_tokens_elimination, eval_batch_size.
         student: the method's trained student, if it is loaded already.
 
     Raises:
@@ -45,8 +53,7 @@ def build(method: str, dataset: str, params: Params, student: Student | None = N
     with made.draft(params, inputs) as draft:
         for split in data.test_splits(dataset, params):
             questions = data.questions(dataset, split, params)
-            for scoring in scorings(method, params):
-                predictions = predict(student, questions, method, scoring, params)
+            for scoring, predictions in predict_all(student, questions, method, params).items():
                 draft.write(f"predictions.{split}.{scoring}.jsonl", predictions)
     return made
 
@@ -61,8 +68,25 @@ def build_all(method: str, params: Params) -> list[runs.Stage]:
 
 
 def scorings(method: str, params: Params) -> tuple[str, ...]:
-    """Return how a method is asked: by strategy token, or for the label if it learned only that."""
-    return ("label",) if METHODS[method].views == ("label",) else tuple(params.scorings)
+    """Return how a method is scored, its main scoring first; one that learned only labels has no views."""
+    if METHODS[method].views == ("label",):
+        return ("label", *(name for name in params.scorings if name == "likelihood"))
+    return tuple(name for name in SCORINGS if name in params.scorings)
+
+
+def predict_all(
+    student: Student, questions: Sequence[Question], method: str, params: Params
+) -> dict[str, list[Prediction]]:
+    """Return predictions by scoring; "likelihood" brings "acc" and "acc_bytes" along, from the same pass."""
+    found: dict[str, list[Prediction]] = {}
+    for scoring in scorings(method, params):
+        if scoring == "likelihood":
+            found |= predict_likeliest(student, questions, method, params)
+        elif scoring == "vote":
+            found["vote"] = vote(student, questions, found["direct"], found["elimination"], params)
+        else:
+            found[scoring] = predict(student, questions, method, scoring, params)
+    return found
 
 
 def predict(
@@ -76,68 +100,136 @@ def predict(
         method: recorded in the predictions.
         scoring: "direct" and "elimination" generate under that strategy token, "label" generates
             after "Answer:", "likelihood" takes the option with the highest log-likelihood per character.
-        params: max_new_tokens, eval_batch_size.
+        params: max_new_tokens, max_new_tokens_elimination, eval_batch_size.
 
     Returns:
         One prediction per question, in order; `parsed` is False where the text names no option.
     """
-    prompts = [prompt_text(question, STRATEGY[scoring]) for question in questions]
-    options = [question.options for question in questions]
     if scoring == "likelihood":
-        best = option_scores(student, prompts, options, params.eval_batch_size).argmax(axis=1)
-        chosen: list[int | None] = [int(i) for i in best]
-        texts = [own[i] for own, i in zip(options, best, strict=True)]
-    else:
-        texts = generate(student, prompts, params.max_new_tokens, params.eval_batch_size)
-        chosen = [read_answer(text, own) for text, own in zip(texts, options, strict=True)]
-    unread = [i for i, answer in enumerate(chosen) if answer is None]
-    taken = choose_for(
-        student,
-        [prompts[i] for i in unread],
-        [texts[i] for i in unread],
-        [options[i] for i in unread],
-        params,
-    )
-    for_them = dict(zip(unread, taken, strict=True))
+        return predict_likeliest(student, questions, method, params)["likelihood"]
+    prompts = [prompt_text(question, STRATEGY[scoring]) for question in questions]
+    limit = params.max_new_tokens_elimination if scoring == "elimination" else params.max_new_tokens
+    texts = generate(student, prompts, limit, params.eval_batch_size)
+    chosen = read_answers(student, questions, prompts, texts, params)
     return [
-        Prediction(
-            question_id=q.id,
-            dataset=q.dataset,
-            split=q.split,
-            subset=q.subset,
-            scene=q.scene,
-            method=method,
-            scoring=scoring,
-            gold=q.answer,
-            stereotype=q.stereotype,
-            predicted=for_them[i] if answer is None else answer,
-            text=texts[i],
-            parsed=answer is not None,
-        )
-        for i, (q, answer) in enumerate(zip(questions, chosen, strict=True))
+        answered(question, method, scoring, option, text, parsed)
+        for question, text, (option, parsed) in zip(questions, texts, chosen, strict=True)
     ]
 
 
-def choose_for(
+def read_answers(
     student: Student,
+    questions: Sequence[Question],
     prompts: Sequence[str],
     texts: Sequence[str],
-    options: Sequence[tuple[str, ...]],
     params: Params,
-) -> list[int]:
-    """Return the option a student finds likeliest after its own words, for answers that name none.
+) -> list[tuple[int, bool]]:
+    """Return the option that each generated text answers, and whether the text names it.
 
     A test is a choice among options, but a student of few training steps often names an answer of
-    some training question instead. Its text is kept up to the last "answer is", and the option with
-    the highest likelihood per character after that counts, for every method alike (our choice).
+    some training question instead. Then the option counts that it finds likeliest after its own words,
+    for every method alike (our choice).
     """
-    said = [
-        f"{prompt} {text.rpartition('So the answer is')[0] or text}".rstrip() + " So the answer is"
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
-    if not said:
+    read = [read_answer(text, question.options) for text, question in zip(texts, questions, strict=True)]
+    unread = [i for i, option in enumerate(read) if option is None]
+    said = [concluding(prompts[i], texts[i]) for i in unread]
+    likeliest = iter(choose(student, said, [questions[i] for i in unread], params))
+    return [(next(likeliest), False) if option is None else (option, True) for option in read]
+
+
+def concluding(prompt: str, text: str) -> str:
+    """Return a prompt with a student's own words, up to where the last "So the answer is" names an option."""
+    return f"{prompt} {text.rpartition(ENDING)[0] or text}".rstrip() + f" {ENDING}"
+
+
+def choose(
+    student: Student, prompts: Sequence[str], questions: Sequence[Question], params: Params
+) -> list[int]:
+    """Return each question's option with the highest log-likelihood per character after its prompt."""
+    if not prompts:
         return []
-    return [int(i) for i in option_scores(student, said, options, params.eval_batch_size).argmax(axis=1)]
+    scores = option_scores(student, prompts, [q.options for q in questions], params.eval_batch_size)
+    return [int(i) for i in scores.argmax(axis=1)]
+
+
+def predict_likeliest(
+    student: Student, questions: Sequence[Question], method: str, params: Params
+) -> dict[str, list[Prediction]]:
+    """Choose by the log-likelihood of " " + option after "Answer:", without a rationale.
+
+    Returns:
+        Predictions by lm-evaluation-harness's three metrics: "acc" takes the highest sum over an option's
+        tokens, "likelihood" (its `acc_norm`) the highest per character, "acc_bytes" per UTF-8 byte.
+    """
+    import numpy as np
+
+    prompts = [prompt_text(question, STRATEGY["likelihood"]) for question in questions]
+    options = [question.options for question in questions]
+    scores = option_scores(student, prompts, options, params.eval_batch_size)
+    found: dict[str, list[Prediction]] = {"likelihood": [], "acc": [], "acc_bytes": []}
+    for question, row in zip(questions, scores, strict=True):
+        per_character = row[: len(question.options)]
+        total = per_character * [len(option) for option in question.options]
+        per_byte = total / [len(option.encode()) for option in question.options]
+        for name, score in zip(found, (per_character, total, per_byte), strict=True):
+            best = int(np.argmax(score))
+            found[name].append(answered(question, method, name, best, question.options[best], True))
+    return found
+
+
+def vote(
+    student: Student,
+    questions: Sequence[Question],
+    direct: Sequence[Prediction],
+    elimination: Sequence[Prediction],
+    params: Params,
+) -> list[Prediction]:
+    """Let the two views of every question vote (our rule).
+
+    If the texts name one option, both or only one of them, it counts. If they name two or none, the
+    option counts whose log-likelihood per character, summed over after the one and after the other
+    text, is highest; such a vote is not `parsed`.
+    """
+    pairs = list(zip(direct, elimination, strict=True))
+    named = [{view.predicted for view in pair if view.parsed} for pair in pairs]
+    torn = [i for i, options in enumerate(named) if len(options) != 1]
+    chosen = {i: options.pop() for i, options in enumerate(named) if len(options) == 1}
+    if torn:
+        options = [questions[i].options for i in torn]
+        first, second = (
+            option_scores(
+                student,
+                [concluding(prompt_text(questions[i], token), view[i].text) for i in torn],
+                options,
+                params.eval_batch_size,
+            )
+            for token, view in ((DIRECT, direct), (ELIMINATION, elimination))
+        )
+        chosen |= zip(torn, (first + second).argmax(axis=1).tolist(), strict=True)
+    return [
+        answered(question, one.method, "vote", chosen[i], f"{one.text}\n{other.text}", i not in torn)
+        for i, (question, (one, other)) in enumerate(zip(questions, pairs, strict=True))
+    ]
+
+
+def answered(
+    question: Question, method: str, scoring: str, option: int, text: str, parsed: bool
+) -> Prediction:
+    """Return the record of one answer."""
+    return Prediction(
+        question_id=question.id,
+        dataset=question.dataset,
+        split=question.split,
+        subset=question.subset,
+        scene=question.scene,
+        method=method,
+        scoring=scoring,
+        gold=question.answer,
+        stereotype=question.stereotype,
+        predicted=option,
+        text=text,
+        parsed=parsed,
+    )
 
 
 def generate(student: Student, prompts: Sequence[str], max_new_tokens: int, batch_size: int) -> list[str]:

@@ -24,6 +24,7 @@ DATASETS = (
     "weasel-science",
     "csqa",
 )
+SCORINGS = ("direct", "elimination", "vote", "likelihood", "label")
 STUDENTS = ("smollm2-135m", "tiny-random")
 
 
@@ -114,10 +115,11 @@ class Params(BaseModel):
         1.0, "training", "weight in the loss of a negative view; other views have 1", gt=0
     )
     # evaluation
-    scorings: list[str] = _param(
-        ["direct"], "evaluation", "direct | elimination, for methods with rationales"
-    )
+    scorings: list[str] = _param(["direct"], "evaluation", "direct | elimination | vote | likelihood | label")
     max_new_tokens: int = _param(64, "evaluation", "longest answer, in tokens", ge=1)
+    max_new_tokens_elimination: int = _param(
+        160, "evaluation", "longest answer of the negative view, in tokens", ge=1
+    )
     eval_batch_size: int = _param(64, None, "questions generated together", ge=1)
     bootstrap_samples: int = _param(2000, "metrics", "resamples for intervals", ge=100)
 
@@ -133,7 +135,7 @@ class Params(BaseModel):
             ("train_dataset", [self.train_dataset], DATASETS),
             ("test_datasets", self.test_datasets, DATASETS),
             ("methods", self.methods, tuple(METHODS)),
-            ("scorings", self.scorings, ("direct", "elimination")),
+            ("scorings", self.scorings, SCORINGS),
             ("student", [self.student], STUDENTS),
         ):
             _check_list(name, values, known)
@@ -141,6 +143,8 @@ class Params(BaseModel):
             raise ValueError(f"teacher_batch: needs teacher: live, not {self.teacher}")
         if "direct" not in self.scorings:
             raise ValueError("scorings: must hold direct, by which methods are compared")
+        if "vote" in self.scorings and "elimination" not in self.scorings:
+            raise ValueError("scorings: vote needs elimination beside direct: both views vote")
         if self.vote_threshold > self.reasoning_paths:
             raise ValueError(f"vote_threshold is above reasoning_paths ({self.reasoning_paths})")
         if self.min_edit_ratio > self.max_edit_ratio:

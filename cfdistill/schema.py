@@ -16,6 +16,7 @@ LETTERS = "ABCDEFGHIJ"
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # what no text file or tokenizer takes
 DIRECT = "[Direct election]"  # strategy token that asks for the positive view (paper, "Training")
 ELIMINATION = "[Elimination method]"  # strategy token that asks for the negative view
+ENDING = "So the answer is"  # begins the sentence that ends every rationale (our choice of wording)
 
 
 class Record:
@@ -111,7 +112,7 @@ class Prediction(Record):
     subset: str
     scene: str
     method: str
-    scoring: str  # "direct", "elimination", "label" or "likelihood"
+    scoring: str  # one of params.SCORINGS, "acc", "acc_bytes", or the condition of an audit
     gold: int
     stereotype: int | None
     predicted: int  # index of the option answered
@@ -141,8 +142,8 @@ def prompt_text(question: Question, strategy: str = "") -> str:
 
 
 def answer_text(options: tuple[str, ...], answer: int) -> str:
-    """Return the sentence that ends every rationale (our choice of wording)."""
-    return f"So the answer is {options[answer]}."
+    """Return the sentence that ends every rationale."""
+    return f"{ENDING} {options[answer]}."
 
 
 def read_answer(text: str, options: tuple[str, ...]) -> int | None:

@@ -8,7 +8,7 @@ from studies import make_upstream
 from cfdistill import data, evaluation, students, training
 from cfdistill.encoding import tokenize
 from cfdistill.errors import StageError
-from cfdistill.params import Params
+from cfdistill.params import SCORINGS, Params
 from cfdistill.schema import Prediction, Question, prompt_text
 from cfdistill.students import Student
 
@@ -115,19 +115,96 @@ def test_predict_asks_by_scoring_and_reads_the_answer(
         assert second.text == "I wonder."
 
 
-def test_likelihood_predicts_the_best_scored_option(student: Student, small_params: Params) -> None:
+def test_each_view_may_write_as_long_as_it_needs(
+    student: Student, small_params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+
+    def answer(_: Student, prompts: list[str], limit: int, __: int) -> list[str]:
+        limits.append(limit)
+        return ["So the answer is barn."] * len(prompts)
+
+    monkeypatch.setattr(evaluation, "generate", answer)
+    question = Question("q1", "d", "id", "Hens?", ("barn", "river"), 0)
+    params = small_params.model_copy(update={"max_new_tokens": 3, "max_new_tokens_elimination": 7})
+    for scoring in ("direct", "elimination", "label"):
+        evaluation.predict(student, [question], "ft", scoring, params)
+    assert limits == [3, 7, 3]
+
+
+def test_likelihood_by_the_three_definitions_of_lm_evaluation_harness(
+    student: Student, small_params: Params
+) -> None:
     questions = data.load("weasel-commonsense", "new", small_params)
-    predictions = evaluation.predict(student, questions, "untrained", "likelihood", small_params)
-    prompts, options = [prompt_text(q) for q in questions], [q.options for q in questions]
-    best = evaluation.option_scores(student, prompts, options, 4).argmax(axis=1)
-    assert [p.predicted for p in predictions] == best.tolist()
-    assert predictions[0].text == questions[0].options[best[0]]
+    questions.append(Question("q", "d", "new", "Wo schläft es?", ("Bär", "ein Höhlenbär", "b"), 0))
+    found = evaluation.predict_likeliest(student, questions, "untrained", small_params)
+    assert list(found) == ["likelihood", "acc", "acc_bytes"]
+    for i, question in enumerate(questions):
+        own = question.options
+        sums = np.array(naive_scores(student, question)) * [len(option) for option in own]
+        expected = {
+            "acc": np.argmax(sums),
+            "likelihood": np.argmax(sums / [len(option) for option in own]),
+            "acc_bytes": np.argmax(sums / [len(option.encode("utf-8")) for option in own]),
+        }
+        assert {name: predictions[i].predicted for name, predictions in found.items()} == expected
+        assert found["acc"][i].text == question.options[expected["acc"]]
+    assert found["likelihood"] == evaluation.predict(
+        student, questions, "untrained", "likelihood", small_params
+    )
+    assert {p.scoring for p in found["acc_bytes"]} == {"acc_bytes"}
+
+
+VOTES = {  # what the direct and the elimination view write -> the option voted for, whether they settled it
+    ("So the answer is barn.", "So the answer is barn."): (0, True),
+    ("So the answer is river.", "Hens cannot swim."): (1, True),
+    ("Hens roost.", "So the answer is river."): (1, True),
+    ("Hens roost. So the answer is barn.", "So the answer is bed."): (2, False),
+    ("Hens roost.", "  So the answer is henhouse."): (2, False),
+}
+
+
+def test_vote_of_the_two_views(
+    student: Student, small_params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = [
+        Question(f"q{i}", "d", "id", "Hens?", ("barn", "river", "bed"), 0) for i in range(len(VOTES))
+    ]
+    texts = {"[Direct election]": [d for d, _ in VOTES], "[Elimination method]": [e for _, e in VOTES]}
+    asked: list[str] = []
+
+    def answer(_: Student, prompts: list[str], *__: int) -> list[str]:
+        return texts[prompts[0].splitlines()[-1]]
+
+    def score(_: Student, prompts: list[str], options: list[tuple[str, ...]], __: int) -> np.ndarray:
+        asked.extend(prompts)  # after the direct words barn leads, after the others bed leads by more
+        return np.array([[-1, -3, -2] if "Direct" in prompt else [-4, -9, -2] for prompt in prompts])
+
+    monkeypatch.setattr(evaluation, "generate", answer)
+    monkeypatch.setattr(evaluation, "option_scores", score)
+    params = small_params.model_copy(update={"scorings": ["vote", "elimination", "direct"]})
+    found = evaluation.predict_all(student, questions, "cf-distill", params)
+    assert list(found) == ["direct", "elimination", "vote"]
+    assert [(p.predicted, p.parsed) for p in found["vote"]] == list(VOTES.values())
+    assert found["vote"][1].text == "So the answer is river.\nHens cannot swim."
+    assert "Hens?\nOptions: barn; river; bed\n[Direct election] Hens roost. So the answer is" in asked
+    assert asked[-1] == "Hens?\nOptions: barn; river; bed\n[Elimination method] So the answer is"
+
+
+def test_all_scorings_come_from_one_checkpoint(student: Student, small_params: Params) -> None:
+    params = small_params.model_copy(update={"scorings": list(SCORINGS)})
+    questions = data.load("weasel-science", "new", small_params)[:3]
+    found = evaluation.predict_all(student, questions, "cf-distill", params)
+    assert list(found) == ["direct", "elimination", "vote", "likelihood", "acc", "acc_bytes", "label"]
+    assert all([p.question_id for p in own] == [q.id for q in questions] for own in found.values())
+    assert all({p.scoring for p in own} == {name} for name, own in found.items())
 
 
 def test_scorings_follow_from_what_the_method_learned(small_params: Params) -> None:
-    params = small_params.model_copy(update={"scorings": ["direct", "elimination"]})
-    assert evaluation.scorings("ft", params) == ("label",)
-    assert evaluation.scorings("cf-distill", params) == ("direct", "elimination")
+    params = small_params.model_copy(update={"scorings": ["likelihood", "elimination", "direct"]})
+    assert evaluation.scorings("ft", params) == ("label", "likelihood")
+    assert evaluation.scorings("ft", small_params) == ("label",)
+    assert evaluation.scorings("cf-distill", params) == ("direct", "elimination", "likelihood")
 
 
 def test_evaluation_needs_a_trained_student(small_params: Params) -> None:

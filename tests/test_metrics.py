@@ -140,6 +140,9 @@ def test_comparisons_against_every_other_method():
     assert (row.delta, row.ci_low, row.ci_high) == tuple(stats.paired_bootstrap(ours, theirs, 500, 0))
     assert row.p_mcnemar == pytest.approx(stats.mcnemar_exact(ours, theirs))
     assert list(found.p_holm) == pytest.approx(stats.holm(list(found.p_mcnemar)))
+    assert row.seeds == 1
+    assert row.cohens_h == stats.cohens_h(ours.mean(), theirs.mean())
+    assert row.n_for_3_points == stats.items_needed((ours != theirs).mean())
 
 
 def test_comparisons_pair_by_question_not_by_position():
@@ -190,7 +193,7 @@ def test_gathering_compares_over_seeds(tmp_path):
     found, comparisons = metrics.gather(folders)
     assert list(found.seed) == [0, 1, 2] * 2
     assert len(comparisons) == 1
-    assert comparisons.n[0] == 40
+    assert (comparisons.n[0], comparisons.seeds[0]) == (40, 3)
     means = found.groupby("method").accuracy.mean()
     assert comparisons.delta[0] == pytest.approx(means["cf-distill"] - means["ft-cot"], abs=1e-5)
 
@@ -222,6 +225,21 @@ def test_over_seeds_widens_with_the_spread():
     assert wide.accuracy == pytest.approx(0.5)
     assert 0 <= wide.ci_low < flat.ci_low
     assert flat.ci_high < wide.ci_high <= 1
+
+
+@pytest.mark.slow
+def test_over_seeds_covers_the_truth_with_several_seeds():
+    rng = np.random.default_rng(3)
+    truth = (1 / (1 + np.exp(-rng.normal(-1, 2, 2_000_000)))).mean()
+    row = table(simulate(["ft"], 1))
+    covered = 0
+    for _ in range(400):
+        rates = 1 / (1 + np.exp(-rng.normal(-1, 2, 120)))  # seeds agree on which items are hard
+        accuracies = (rng.random((3, 120)) < rates).mean(axis=1)
+        runs_ = [row.assign(seed=seed, n=120, accuracy=share) for seed, share in enumerate(accuracies)]
+        found = metrics.over_seeds(pd.concat(runs_)).iloc[0]
+        covered += found.ci_low <= truth <= found.ci_high
+    assert covered >= 0.95 * 400
 
 
 def evaluate(params, method, dataset):

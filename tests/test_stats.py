@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from scipy.special import expit
 from statsmodels.stats.contingency_tables import mcnemar
 
 from cfdistill import stats
@@ -67,9 +68,10 @@ def test_bootstrap_falls_back_where_bca_is_undefined():
     assert stats.paired_bootstrap(same, 0 * same, samples=200, seed=0) == (1, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_bootstrap_covers_the_truth(seeds):
-    """1,000 simulations of 100 items: 93 to 97 % for one seed; several seeds may only be wider."""
+    """1,000 simulations of 100 items; seeds that agree on nothing may only make the interval wider."""
     rng = np.random.default_rng(4)
     covered = 0
     for simulation in range(1000):
@@ -77,6 +79,28 @@ def test_bootstrap_covers_the_truth(seeds):
         interval = stats.paired_bootstrap(a, b, samples=400, seed=simulation)
         covered += interval.low <= 0.15 <= interval.high
     assert 930 <= covered <= (970 if seeds == 1 else 1000)
+
+
+def students(rng, items, seeds, mean):
+    """Answers of one method whose seeds agree on which items are hard, as those of real students do."""
+    easiness = rng.normal(mean, 2, items) + rng.normal(0, 0.2, (seeds, 1))
+    return (rng.random((seeds, items)) < expit(easiness)).astype(float)
+
+
+def true_accuracy(mean):
+    return expit(np.random.default_rng(0).normal(mean, (2**2 + 0.2**2) ** 0.5, 4_000_000)).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_bootstrap_covers_the_truth_over_items_and_seeds(seeds):
+    rng, truth = np.random.default_rng(8), true_accuracy(0.3) - true_accuracy(-1)
+    covered = 0
+    for simulation in range(1000):
+        a, b = (students(rng, 120, seeds, mean) for mean in (0.3, -1))
+        interval = stats.paired_bootstrap(a, b, samples=400, seed=simulation)
+        covered += interval.low <= truth <= interval.high
+    assert 930 <= covered <= 970
 
 
 def test_mcnemar_agrees_with_statsmodels():
@@ -96,6 +120,31 @@ def test_mcnemar_false_positives(seeds):
 def test_mcnemar_does_not_take_seeds_for_items():
     a, b = (x[0] for x in answers(np.random.default_rng(7), items=60, shift=0.15))
     assert stats.mcnemar_exact(np.tile(a, (5, 1)), np.tile(b, (5, 1))) == stats.mcnemar_exact(a, b)
+
+
+@pytest.mark.parametrize(("discordant", "delta"), [(0.3, 0.1), (0.25, 0.2)])
+def test_items_needed_give_the_power_they_promise(discordant, delta):
+    items = stats.items_needed(discordant, delta)
+    rng = np.random.default_rng(9)
+    chances = [(discordant + delta) / 2, (discordant - delta) / 2, 1 - discordant]
+    found = [stats.mcnemar_exact(*by_counts(*rng.multinomial(items, chances))) < 0.05 for _ in range(1000)]
+    assert 0.74 <= np.mean(found) <= 0.84  # the exact test is a little cautious
+
+
+def by_counts(wins, losses, ties):
+    a = np.repeat([1, 0, 1], [wins, losses, ties])
+    return a, np.repeat([0, 1, 1], [wins, losses, ties])
+
+
+def test_items_needed_for_three_points():
+    """Connor's formula by hand: ((1.96 √.4 + .8416 √(.4 − .0009)) / .03)² = 3,486.03."""
+    assert stats.items_needed(0.4) == 3487
+    assert stats.items_needed(0) == stats.items_needed(0.03)
+
+
+def test_effect_size_by_hand():
+    assert stats.cohens_h(0.5, 0.25) == pytest.approx(2 * np.arcsin(0.5**0.5) - 2 * np.arcsin(0.5))
+    assert stats.cohens_h(0.2, 0.2) == 0
 
 
 def test_holm_by_hand():

@@ -32,7 +32,7 @@ def metric(method, split, accuracy, dataset="weasel-commonsense", lure=0.25, see
 
 def comparison(other, split, delta, p, dataset="weasel-commonsense"):
     keys = ["weasel-commonsense", "smollm2-135m", dataset, split, "cf-distill", other]
-    values = [100, delta, delta - 0.1, delta + 0.1, p, p]
+    values = [100, delta, delta - 0.1, delta + 0.1, p, p, 1, 0.0, 3000]
     return dict(zip(measures.COMPARISON_COLUMNS, [*keys, *values], strict=True))
 
 
