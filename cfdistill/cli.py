@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from cfdistill import __version__
 from cfdistill.errors import CfdistillError
@@ -14,7 +16,7 @@ from cfdistill.teacher import commands as teacher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns 0, or 1 after a one-sentence error, or 130 after Ctrl-C."""
+    """Run one subcommand; returns 0, or 1 after a one-sentence error, 130 after Ctrl-C, 143 after SIGTERM."""
     args = _parser().parse_args(argv)
     try:
         args.command(args)
@@ -24,10 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped; what is finished is kept, the same command goes on from there", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does: gracefully."""
+
+
+def _terminate(signal_number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("profile", type=Path, nargs="?", help="parameters; without: the default study")
     doctor.set_defaults(command=_doctor)
 
+    clean = commands.add_parser("clean", help="remove what interrupted runs left, and nothing else")
+    clean.add_argument("run_root", type=Path, nargs="?", default=Path("runs"), help="as in the parameters")
+    clean.add_argument("--dry-run", action="store_true", help="only list it")
+    clean.set_defaults(command=_clean)
+
     teacher.register(commands)
 
     drawing = commands.add_parser("figures", help="draw table and figures anew from results folders alone")
@@ -78,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> None:
+    signal.signal(signal.SIGTERM, _terminate)
     # Set before any kernel starts: more threads than cores make a CPU study ten times slower.
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
     from cfdistill import metrics, runner, runs, tables
@@ -127,6 +143,13 @@ def _figures(args: argparse.Namespace) -> None:
 
     for folder in args.results:
         print(f"{folder / 'figures'}: table1, {', '.join(results.draw(folder))}")
+
+
+def _clean(args: argparse.Namespace) -> None:
+    from cfdistill import leftovers, runs
+
+    for path in leftovers.clean(runs.resolve(str(args.run_root)), dry_run=args.dry_run):
+        print("would remove" if args.dry_run else "removed", path)
 
 
 def _readme(args: argparse.Namespace) -> None:

@@ -1,5 +1,12 @@
 """Errors a user can mend: each message says what is wrong, where, and what to do."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class CfdistillError(Exception):
     """Base of every error that is the input's fault, not the program's."""
@@ -17,9 +24,21 @@ class StageError(CfdistillError):
     """A stage directory is missing, damaged, locked, or cannot be written."""
 
 
+class BusyError(StageError):
+    """Another process is making the stage, or has just finished it."""
+
+
 class TeacherError(CfdistillError):
     """The teacher cannot answer: no key, no recorded answer, or a failing server."""
 
 
 class TrainingError(CfdistillError):
     """The training examples or the student do not fit the request."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return the first thing that pydantic found wrong, as "field: what" on one line."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    name = ".".join(map(str, first["loc"]))
+    message = " ".join(first["msg"].removeprefix("Value error, ").split())
+    return f"{name}: {message}" if name else message

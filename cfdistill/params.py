@@ -5,6 +5,8 @@ Defaults are the default study (`params/offline.yaml`), so a notebook opened by 
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cfdistill.errors import ParamsError
 from cfdistill.methods import METHODS
+from cfdistill.schema import UNWRITABLE
 
 STAGES = ("data", "counterfactuals", "rationales", "training", "evaluation", "metrics")
 FILE_METHODS = ("ft", "ft-cot")  # those that need no more than one rationale of each original question
@@ -36,7 +39,7 @@ def _param(default: Any, stage: str | None, text: str, **limits: Any) -> Any:
 class Params(BaseModel):
     """Validated, immutable parameters of one study."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # the study
     profile: str = _param("offline", None, "name of the folder under results_root")
@@ -46,7 +49,7 @@ class Params(BaseModel):
     )
     methods: list[str] = _param(["ft", "ft-cot", "cf-distill"], "metrics", "training methods to compare")
     student: str = _param("smollm2-135m", "training", f"one of {', '.join(STUDENTS)}")
-    seed: int = _param(0, "training", "seed of training order and dropout", ge=0)
+    seed: int = _param(0, "training", "seed of training order and dropout", ge=0, lt=2**32)
     teacher: Literal["offline", "recorded", "live"] = _param(
         "offline", "counterfactuals", "who answers the prompts: offline | recorded | live"
     )
@@ -55,7 +58,7 @@ class Params(BaseModel):
     results_root: str = _param("results", None, "folder for tables and figures")
     gather: list[str] = _param([], None, "further results folders to draw with this one")
     # data
-    data_seed: int = _param(0, "data", "seed of the question sampler", ge=0)
+    data_seed: int = _param(0, "data", "seed of the question sampler", ge=0, lt=2**32)
     train_scenes: int = _param(60, "data", "seen scenes used; 0 uses all", ge=0)
     train_questions: int = _param(60, "data", "training questions", ge=1)
     validation_questions: int = _param(40, "data", "validation questions", ge=1)
@@ -130,6 +133,15 @@ class Params(BaseModel):
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @model_validator(mode="after")
+    def _check_texts(self) -> Self:
+        for name, value in self:
+            if UNWRITABLE.search("".join(map(str, value)) if isinstance(value, list) else str(value)):
+                raise ValueError(f"{name}: holds NUL or half a character")
+        if not re.fullmatch(r"\w[\w.-]{0,99}", self.profile):  # a folder of that name is emptied
+            raise ValueError(f"profile: must be a plain name such as offline, not {self.profile!r}")
+        return self
+
+    @model_validator(mode="after")
     def _check_names(self) -> Self:
         for name, values, known in (
             ("train_dataset", [self.train_dataset], DATASETS),
@@ -187,7 +199,7 @@ class Params(BaseModel):
             ParamsError: one sentence naming every bad parameter.
         """
         try:
-            return cls(**values)
+            return cls.model_validate(dict(values))
         except ValidationError as error:
             raise ParamsError(f"{where}: {'; '.join(map(_sentence, error.errors()))}") from error
 
@@ -225,7 +237,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ParamsError(f"{path} does not exist; the profiles are in params/")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as bad bytes, a 30th of February
         raise ParamsError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ParamsError(f"{path} must hold `name: value` lines")
@@ -245,4 +257,4 @@ def _sentence(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown parameter {name}; known are {', '.join(Params.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}, got {error['input']!r}" if name else message
+    return f"{name}: {message}, got {reprlib.repr(error['input'])}" if name else message

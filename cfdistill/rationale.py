@@ -45,12 +45,6 @@ class Published(Record):
     rationale: str
     predicted: str | None  # letter of the option it reached, in the official order; None: no answer
 
-    def __post_init__(self) -> None:
-        if not (isinstance(self.id, str) and isinstance(self.rationale, str)):
-            raise TypeError("id and rationale must be texts")
-        if not (self.predicted is None or isinstance(self.predicted, str)):
-            raise TypeError("predicted must be a letter or null")
-
 
 def views(questions: Sequence[Question], teacher: Teacher) -> tuple[list[Rationale], list[dict[str, Any]]]:
     """Ask for both views of every question.

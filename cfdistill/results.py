@@ -39,7 +39,10 @@ def collect(params: Params) -> Path:
     counts = counterfactual.funnel_counts(funnel(params), params)
     small = {**stories(params), "funnel": counts, "cost": cost(params)}
     with runs.writing(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            (folder / "manifest.json").unlink(missing_ok=True)  # first, so that no half folder has one
+            runs.sync(folder)
+            shutil.rmtree(folder)
         (folder / "figures").mkdir(parents=True)
         for name in metrics.FILES:
             shutil.copyfile(source.path / name, folder / name)
@@ -234,7 +237,8 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
     manifest["files"] = {str(path.relative_to(folder)): runs.sha256(path) for path in files}
     with runs.writing(folder):
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        runs.sync_tree(folder)
+        runs.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
 def _stages(params: Params) -> list[runs.Stage]:

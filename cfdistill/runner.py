@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from cfdistill import data, runs
-from cfdistill.errors import CfdistillError, ParamsError, StageError
+from cfdistill.errors import BusyError, CfdistillError, ParamsError, StageError
 from cfdistill.params import Params
 from cfdistill.progress import PROGRESS_FILE
 
@@ -41,6 +43,9 @@ def run(
     A notebook is reused when its source, the package and the parameters are as they were when it last
     ran to its end, and its stages are still complete; `force` executes it again (stages are reused).
 
+    Other runs may go on at the same time: one with the same results waits for its turn, others share
+    the stages, each of which one of them makes.
+
     Raises:
         ParamsError: a bad parameter or notebook number.
         StageError: a notebook failed; the message is the failing cell's own sentence.
@@ -52,7 +57,7 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StageError(f"cannot make {folder}: {error.strerror}; choose another run_root") from error
-    with _bar(len(chosen)) as bar:
+    with _bar(len(chosen)) as bar, _turn(_lock(params), bar):
         for done, name in enumerate(chosen):
             bar.set_postfix_str("")
             bar.set_description_str(name)
@@ -105,11 +110,10 @@ def stages(name: str, params: Params) -> list[runs.Stage]:
 def is_current(name: str, params: Params) -> bool:
     """Tell whether the notebook ran to its end with this source, package and parameters."""
     record = executed_folder(params) / f"{name}.json"
-    if not record.is_file() or json.loads(record.read_text()) != _fingerprint(name, params):
+    if not record.is_file() or record.read_text(encoding="utf-8") != _fingerprint(name, params):
         return False
-    results = runs.results_folder(params) / "manifest.json"
     return all(stage.is_complete() for stage in stages(name, params)) and (
-        name[:2] != "07" or results.is_file()
+        name[:2] != "07" or _is_whole(runs.results_folder(params))
     )
 
 
@@ -119,7 +123,7 @@ def commands(profile: Path, overrides: Mapping[str, str], only: Sequence[str] = 
     folder = executed_folder(params)
     given = "".join(f" -p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
     return [
-        f"papermill {_short(source_path(name))} {_short(folder / name)}.ipynb -f {_short(profile)}{given}"
+        f"papermill {_word(source_path(name))} {_word(folder / f'{name}.ipynb')} -f {_word(profile)}{given}"
         for name in select(only, params)
     ]
 
@@ -130,7 +134,19 @@ def source_path(name: str) -> Path:
 
 
 def _execute(name: str, params: Params, bar: tqdm[Any], done: int) -> None:
+    """Execute a notebook; when another run is making a stage of it, wait and use what that one makes."""
+    while True:
+        try:
+            return _try_to_execute(name, params, bar, done)
+        except BusyError:
+            for stage in stages(name, params):
+                with _turn(stage.lock, bar):
+                    pass
+
+
+def _try_to_execute(name: str, params: Params, bar: tqdm[Any], done: int) -> None:
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     folder = executed_folder(params)
@@ -141,20 +157,24 @@ def _execute(name: str, params: Params, bar: tqdm[Any], done: int) -> None:
     try:
         with _shown_progress(bar, done, folder / "progress.json"):
             papermill.execute_notebook(
-                str(source_path(name)),
-                str(unfinished),
+                _plain(source_path(name)),
+                _plain(unfinished),
                 parameters=params.model_dump(),
                 kernel_name="python3",
                 progress_bar=False,
                 extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns of its transport
                 config=_patience(params),
             )
+    except DeadKernelError as error:
+        raise StageError(f"{name}: its process was killed, as when memory runs out; run again") from error
     except PapermillExecutionError as error:
+        if error.ename == BusyError.__name__:
+            raise BusyError(error.evalue) from error
         known = error.ename in {kind.__name__ for kind in CfdistillError.__subclasses__()}
         what = error.evalue if known else f"{error.ename}: {error.evalue}"
         raise StageError(f"{name}: {what} (executed so far: {unfinished})") from error
     unfinished.rename(folder / f"{name}.ipynb")
-    record.write_text(json.dumps(_fingerprint(name, params)))
+    runs.write_text(record, _fingerprint(name, params))
 
 
 def _patience(params: Params) -> Config:
@@ -165,9 +185,42 @@ def _patience(params: Params) -> Config:
     return Config(KernelManager={"shutdown_wait_time": 2 * params.teacher_timeout_s + 10})
 
 
-def _fingerprint(name: str, params: Params) -> dict[str, Any]:
-    sources = [source_path(name), *sorted(Path(__file__).parent.rglob("*.py"))]
-    return {"params": params.model_dump(), "sources": {p.name: runs.sha256(p) for p in sources}}
+def _fingerprint(name: str, params: Params) -> str:
+    package = Path(__file__).parent
+    sources = {str(p.relative_to(package)): runs.sha256(p) for p in sorted(package.rglob("*.py"))}
+    notebook = runs.sha256(source_path(name))
+    return json.dumps({"params": params.model_dump(), "notebook": notebook, "sources": sources})
+
+
+def _is_whole(results: Path) -> bool:
+    """Tell whether a results folder has its figures, and all that its manifest names, unchanged."""
+    try:
+        manifest = json.loads((results / "manifest.json").read_text(encoding="utf-8"))
+        drawn = "figures/alt_texts.json" in manifest["files"]  # which is written after all figures
+        return drawn and runs.first_changed(results, manifest["files"]) is None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no manifest of ours
+        return False
+
+
+def _lock(params: Params) -> FileLock:
+    """Return the lock of the results that these parameters lead to."""
+    results = runs.results_folder(params)
+    digest = hashlib.sha256(str(results).encode()).hexdigest()[:8]
+    return FileLock(executed_folder(params).with_name(f"{results.name}-{digest}.lock"))
+
+
+@contextmanager
+def _turn(lock: FileLock, bar: tqdm[Any]) -> Iterator[None]:
+    """Hold a lock; while another process has it, say so and wait."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        bar.set_postfix_str(f"waits for another run ({Path(lock.lock_file).stem})")
+        lock.acquire(poll_interval=1)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -204,6 +257,12 @@ def _shown_progress(bar: tqdm[Any], done: int, file: Path) -> Iterator[None]:
         file.unlink(missing_ok=True)
 
 
-def _short(path: Path) -> str:
+def _word(path: Path) -> str:
+    """Return a path as a word of a shell command, relative if it is below the working directory."""
     path = path.absolute()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+
+def _plain(path: Path) -> str:
+    """Return a path as papermill takes it, which fills in parameters where it sees braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")

@@ -3,6 +3,7 @@
 A stage's result lives in `<run_root>/<stage>/<readable>-<hash8>/`, where the hash covers only the
 parameters that can change it. Work happens in `<that>.partial/`; the manifest is written last
 and the directory is then renamed, so a directory without the suffix is whole or damaged from outside.
+Each step waits until the one before is on the disk, so that this outlives a power cut, too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cfdistill.errors import StageError
+from cfdistill.errors import BusyError, ParamsError, StageError
 from cfdistill.params import STAGES, Params
 from cfdistill.schema import R, Record, read_jsonl, write_jsonl
 
@@ -50,7 +51,10 @@ def project_root() -> Path:
 
 def resolve(path: str) -> Path:
     """Return an absolute path; relative ones start at the project root, not the working directory."""
-    return project_root() / Path(path).expanduser()
+    try:
+        return project_root() / Path(path).expanduser()
+    except RuntimeError as error:  # "~name" of nobody
+        raise ParamsError(f"{path}: {error}; write the folder out") from error
 
 
 @dataclass
@@ -96,11 +100,15 @@ class Stage:
         """
         if not self.path.is_dir():
             return False
-        for name, facts in self.manifest()["outputs"].items():
-            file = self.path / name
-            if not file.is_file() or sha256(file) != facts["sha256"]:
-                raise StageError(f"{file} was changed or lost after the stage finished; delete {self.path}")
+        hashes = {name: facts["sha256"] for name, facts in self.manifest()["outputs"].items()}
+        if file := first_changed(self.path, hashes):
+            raise StageError(f"{file} was changed or lost after the stage finished; delete {self.path}")
         return True
+
+    @property
+    def lock(self) -> FileLock:
+        """The lock that whoever makes the stage holds; the system frees it when a process dies."""
+        return FileLock(self.path.with_name(self.path.name + ".lock"))
 
     def read(self, name: str, kind: type[R]) -> list[R]:
         """Read one of the stage's JSON Lines files."""
@@ -116,22 +124,31 @@ class Stage:
             resume: keep what an interrupted attempt left in the partial directory.
 
         Raises:
-            StageError: another process is making it, or the disk is full or read-only.
+            BusyError: another process is making it, or has just finished it.
+            StageError: the disk is full or read-only.
         """
         partial = self.path.with_name(self.path.name + ".partial")
         try:
             with writing(self.path):
                 partial.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(partial.with_suffix(".lock"), timeout=0):
-                    if not resume:
-                        shutil.rmtree(partial, ignore_errors=True)
+                with self.lock.acquire(timeout=0):
+                    if self.path.exists():
+                        raise BusyError(f"another process has just finished {self.path}; run again to use it")
+                    if partial.exists() and not resume:
+                        shutil.rmtree(partial)
                     partial.mkdir(exist_ok=True)
-                    draft, began = Draft(partial), time.time()
+                    for left in partial.glob("manifest.json*"):  # of an attempt that ended at its last step
+                        left.unlink()
+                    draft, began, clock = Draft(partial), datetime.now(UTC), time.monotonic()
                     yield draft
-                    _write_manifest(self, params, inputs, draft, began)
+                    seconds = time.monotonic() - clock  # which no change of the clock can make wrong
+                    sync_tree(partial)
+                    manifest = _describe(self, params, inputs, draft, began, seconds)
+                    write_text(partial / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
                     partial.rename(self.path)
+                    sync(self.path.parent)
         except Timeout as error:
-            raise StageError(f"another process is making {self.path}; wait for it, then run again") from error
+            raise BusyError(f"another process is making {self.path}; wait for it, then run again") from error
 
 
 @contextmanager
@@ -140,7 +157,7 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         raise StageError(
             f"cannot write {target}: {error.strerror}; make room or choose another folder, then run again "
@@ -192,6 +209,37 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def first_changed(folder: Path, hashes: Mapping[str, str]) -> Path | None:
+    """Return the first file that is not there or has not the hash given for its name, if any."""
+    files = ((folder / name, digest) for name, digest in hashes.items())
+    return next((file for file, digest in files if not file.is_file() or sha256(file) != digest), None)
+
+
+def sync(path: Path) -> None:
+    """Wait until what a file or folder holds is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until a folder and everything below it is on the disk."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that has its old content or the new one at any moment, even after a power cut."""
+    aside = path.with_name(path.name + ".new")
+    aside.write_text(text, encoding="utf-8")
+    sync(aside)
+    aside.replace(path)
+    sync(path.parent)
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
@@ -218,9 +266,12 @@ def git_state() -> dict[str, Any]:
     return state
 
 
-def _write_manifest(made: Stage, params: Params, inputs: Sequence[Stage], draft: Draft, began: float) -> None:
+def _describe(
+    made: Stage, params: Params, inputs: Sequence[Stage], draft: Draft, began: datetime, seconds: float
+) -> dict[str, Any]:
+    """Return the manifest of a stage whose files are written."""
     files = sorted(p for p in draft.path.rglob("*") if p.is_file())
-    manifest = {
+    return {
         "status": "complete",
         "stage": made.name,
         "key": made.key,
@@ -234,14 +285,9 @@ def _write_manifest(made: Stage, params: Params, inputs: Sequence[Stage], draft:
         "git": git_state(),
         "versions": versions(),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - began, 1),
+        "started": began.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
     }
-    target = draft.path / "manifest.json"
-    with target.open("w", encoding="utf-8") as out:
-        json.dump(manifest, out, indent=1, ensure_ascii=False)
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
-from cfdistill.errors import DataError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from cfdistill.errors import DataError, first_fault
 
 LETTERS = "ABCDEFGHIJ"
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # what no text file or tokenizer takes
@@ -20,20 +22,13 @@ ENDING = "So the answer is"  # begins the sentence that ends every rationale (ou
 
 
 class Record:
-    """JSON in, JSON out, for the frozen dataclasses below."""
+    """What the frozen dataclasses below share: a line of JSON each, read back only if every type is right."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a plain dictionary that `from_json` turns back into an equal record."""
+        """Return a plain dictionary, which `read_jsonl` turns back into an equal record."""
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Self:
-        """Build the record from a dictionary.
-
-        Raises:
-            TypeError: a field is missing or unknown.
-        """
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
 
 
 @dataclass(frozen=True)
@@ -75,11 +70,6 @@ class Counterfactual(Record):
     votes: int  # reasoning paths that reached the target answer
     paths: int  # reasoning paths asked for
     edit_ratio: float  # share of tokens changed, 0 to 1
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Self:
-        """Build the counterfactual and the question inside it."""
-        return cls(**{**row, "question": Question.from_json(row["question"])})
 
 
 @dataclass(frozen=True)
@@ -172,13 +162,15 @@ def read_jsonl(path: Path, kind: type[R]) -> list[R]:
     if not path.is_file():
         raise DataError(f"{path} is missing; run the stage that makes it")
     records: list[R] = []
+    read = TypeAdapter(kind).validate_json
     with path.open("rb") as lines:  # so that bytes that are no text are told with their line, too
         for number, line in enumerate(lines, 1):
             try:
-                records.append(kind.from_json(json.loads(line)))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                records.append(read(line))
+            except (ValidationError, DataError) as error:
+                reason = first_fault(error) if isinstance(error, ValidationError) else error
                 raise DataError(
-                    f"{path}, line {number}: no valid {kind.__name__} ({error}); mend or delete the line"
+                    f"{path}, line {number}: no valid {kind.__name__} ({reason}); mend or delete the line"
                 ) from error
     return records
 

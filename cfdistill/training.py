@@ -32,6 +32,7 @@ from cfdistill.schema import (
 from cfdistill.students import Student
 
 STRATEGY = {"label": "", "positive": DIRECT, "negative": ELIMINATION}
+LAST_FILE = "trainer_state.json"  # of a checkpoint: what is written after all others
 LOG_COLUMNS = ("step", "epoch", "loss", "learning_rate", "tokens_per_s", "seconds")
 
 
@@ -60,6 +61,8 @@ def build(method: str, params: Params) -> runs.Stage:
         log, draft.notes = train(student, examples, steps, params, checkpoints)
         _write_log(draft.path / "log.csv", log)
         student.save(draft.path / "model")
+        for state in checkpoints.glob(f"*/{LAST_FILE}"):
+            state.unlink()  # before the others, so that no half-deleted checkpoint passes for a complete one
         shutil.rmtree(checkpoints)
     return made
 
@@ -231,7 +234,7 @@ def _last_checkpoint(folder: Path) -> str | None:
     """Return the newest checkpoint that was written to its end, deleting those that were not."""
     complete = []
     for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / "trainer_state.json").is_file():  # the last file of a checkpoint
+        if (checkpoint / LAST_FILE).is_file():
             complete.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -347,17 +348,13 @@ def test_the_filter_removes_a_noisy_teachers_wrong_fills(small_params: Params) -
     voted = [row for row in rows if int(row["paths"])]
     questions = {q.id: q for q in data.questions(params.train_dataset, "train", params)}
     right = [
-        truth(replace_stem(questions[row["question_id"]], row["stem"])) == int(row["target_index"])
+        truth(replace(questions[row["question_id"]], stem=row["stem"])) == int(row["target_index"])
         for row in voted
     ]
     assert 0.3 < sum(right) / len(right) < 0.7  # before the votes, about half are wrong
     assert len(kept) >= 10
     assert all(c.votes >= params.vote_threshold for c in kept)
     assert sum(truth(c.question) == c.question.answer for c in kept) / len(kept) > 0.9
-
-
-def replace_stem(question: Question, stem: str) -> Question:
-    return Question.from_json(question.to_json() | {"stem": stem})
 
 
 @pytest.mark.parametrize("format", ["qualitative", "composition", "science"])

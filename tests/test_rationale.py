@@ -204,8 +204,8 @@ def test_a_study_from_a_file_needs_neither_teacher_nor_counterfactuals(tmp_path:
     [
         ([published(0), "{\n"], r"rationales\.jsonl, line 2: no valid Published"),
         ([{"id": "q0", "rationale": "It is."}], "line 1: no valid Published .*predicted"),
-        ([published(0) | {"predicted": 1}], "line 1: .*predicted must be a letter or null"),
-        ([published(0) | {"rationale": None}], "line 1: .*must be texts"),
+        ([published(0) | {"predicted": 1}], "line 1: .*predicted: Input should be a valid string"),
+        ([published(0) | {"rationale": None}], "line 1: .*rationale: Input should be a valid string"),
         ([published(0), published(0)], "id q0 stands in it twice"),
         ([], r"explains no training question of csqa; dropped: \{'not in the file': 4\}"),
     ],

@@ -2,11 +2,12 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 
 from cfdistill import runs
-from cfdistill.errors import StageError
+from cfdistill.errors import BusyError, StageError
 from cfdistill.params import Params
 from cfdistill.schema import Rationale
 
@@ -74,6 +75,26 @@ def test_a_second_writer_is_turned_away(small_params):
         stage.draft(small_params),
     ):
         pytest.fail("both wrote")
+
+
+def test_whoever_comes_second_is_told_that_the_stage_is_there(small_params):
+    stage = make(small_params)
+    with pytest.raises(BusyError, match="has just finished"), stage.draft(small_params):
+        pytest.fail("wrote it again")
+    assert stage.is_complete()
+
+
+def test_files_of_an_attempt_that_cannot_be_removed_are_not_taken_over(small_params, monkeypatch):
+    stage = runs.stage("rationales", small_params)
+    with pytest.raises(Crash):
+        fill_and_crash(stage, small_params, "old.jsonl", resume=False)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(StageError, match="cannot write"), stage.draft(small_params):
+        pytest.fail("wrote beside it")
 
 
 def test_missing_upstream_names_the_command(small_params):

@@ -76,6 +76,7 @@ def converted(
     with monkeypatch.context() as patch:
         patch.setattr(students, "find_spec", lambda name: spec)
         patch.setattr(students, "version", lambda name: "0.1.2")
+        patch.setattr(students, "WEIGHTS_SHA256", runs.sha256(package / "weights.gguf"))
         patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: tiny.model)
         patch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tiny.tokenizer)
         tiny.model.hf_quantizer = object()
@@ -101,6 +102,15 @@ def test_changed_weights_are_noticed(converted: tuple[Params, students.Student, 
         file.write(b"!")
     with pytest.raises(TrainingError, match=r"model\.safetensors was changed or lost .* delete"):
         students.load("smollm2-135m", params)
+
+
+def test_pickled_weights_are_not_read(small_params: Params, tmp_path: Path) -> None:
+    student = students.load("tiny-random", small_params)
+    student.save(tmp_path)
+    torch.save(student.model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"has no \*\.safetensors"):
+        students.load_folder("tiny-random", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Hostile rows pass through as data or are rejected with a reason; none breaks a prompt or its reading."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -10,7 +11,16 @@ from cfdistill import counterfactual, rationale
 from cfdistill.errors import DataError
 from cfdistill.masking import MASK, mask_spans
 from cfdistill.params import Params
-from cfdistill.schema import DIRECT, ELIMINATION, Counterfactual, Question, answer_text, read_answer
+from cfdistill.schema import (
+    DIRECT,
+    ELIMINATION,
+    Counterfactual,
+    Question,
+    answer_text,
+    read_answer,
+    read_jsonl,
+    write_jsonl,
+)
 from cfdistill.teacher import Teacher
 from cfdistill.teacher.answers import read_strings
 from cfdistill.teacher.prompts import render
@@ -56,7 +66,7 @@ class Obliging:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_stems_go_through_all_steps_as_data(
-    small_params: Params, monkeypatch: pytest.MonkeyPatch, name: str
+    small_params: Params, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     params = small_params.model_copy(update={"teacher": "live", "max_edit_ratio": 1.0, "min_edit_ratio": 0.0})
@@ -74,7 +84,8 @@ def test_hostile_stems_go_through_all_steps_as_data(
         before, _, after = kept.masked_stem.partition(MASK)
         assert stem.startswith(before)  # nothing but the span was touched
         assert stem.endswith(after)
-        again = Counterfactual.from_json(json.loads(json.dumps(kept.counterfactual().to_json())))
+        write_jsonl(tmp_path / "kept.jsonl", [kept.counterfactual()])
+        (again,) = read_jsonl(tmp_path / "kept.jsonl", Counterfactual)
         assert again.question.stem == kept.stem
         rationales, ledger = rationale.views([asked, kept.question()], teacher)
     assert [row["verdict"] for row in ledger] == ["kept"] * 4

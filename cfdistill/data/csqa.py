@@ -13,7 +13,7 @@ from typing import Any
 from cfdistill.errors import DataError
 from cfdistill.params import Params
 from cfdistill.runs import resolve
-from cfdistill.schema import LETTERS, Question
+from cfdistill.schema import Question
 
 TEST_SPLITS = ("test",)
 FILES = {
@@ -37,7 +37,7 @@ def load(name: str, split: str, params: Params) -> list[Question]:
         raise DataError(f"{path} is missing; put the official CommonsenseQA release files there")
     limit = getattr(params, LIMITS[split])
     questions: list[Question] = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             question = _parse(name, split, line, f"{path}, line {number}")
             if split == "test" or _is_validation(question.id) == (split == "validation"):
@@ -47,7 +47,7 @@ def load(name: str, split: str, params: Params) -> list[Question]:
     return questions
 
 
-def _parse(name: str, split: str, line: str, where: str) -> Question:
+def _parse(name: str, split: str, line: bytes, where: str) -> Question:
     try:
         row: dict[str, Any] = json.loads(line)
         choices = sorted(row["question"]["choices"], key=lambda choice: choice["label"])
@@ -57,9 +57,9 @@ def _parse(name: str, split: str, line: str, where: str) -> Question:
             split=split,
             stem=row["question"]["stem"].strip(),
             options=tuple(choice["text"].strip() for choice in choices),
-            answer=LETTERS.index(row["answerKey"]),
+            answer=[choice["label"] for choice in choices].index(row["answerKey"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: no CommonsenseQA row ({error!r}); mend or delete the line") from error
 
 

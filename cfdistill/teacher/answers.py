@@ -77,7 +77,9 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
         try:
             value, end = json.JSONDecoder().raw_decode(text, start.start())
             yield value
-        except (ValueError, RecursionError):
+        except RecursionError:  # nested beyond reason; looking further would take minutes
+            return
+        except ValueError:
             end = start.end()
         start = OBJECT.search(text, end)
 

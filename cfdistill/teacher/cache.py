@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from filelock import FileLock
 
@@ -80,14 +80,14 @@ class Answer(NamedTuple):
                 model=model,
                 response=response,
                 served_model=str(body.get("model") or ""),
-                prompt_tokens=int(usage.get("prompt_tokens") or 0),
-                completion_tokens=int(usage.get("completion_tokens") or 0),
+                prompt_tokens=_count(usage.get("prompt_tokens")),
+                completion_tokens=_count(usage.get("completion_tokens")),
                 latency_s=latency_s,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 batched=batched,
             )
             _ = answer.text
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        except (LookupError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"no chat completion ({type(error).__name__})") from error
         return answer
 
@@ -98,6 +98,13 @@ class Answer(NamedTuple):
         if not isinstance(content, str):
             raise TypeError("a message that is no text")
         return content.encode("utf-8", "replace").decode()  # half an emoji cannot be written to a file
+
+
+def _count(tokens: Any) -> int:
+    count = int(tokens or 0)
+    if not 0 <= count < 2**63:  # what SQLite can hold
+        raise ValueError("no number of tokens")
+    return count
 
 
 class Total(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cfdistill import runs
-from cfdistill.errors import TeacherError
+from cfdistill.errors import TeacherError, first_fault
 from cfdistill.teacher.cache import Answer, Cache
 
 SCHEMA_VERSION = 1
@@ -92,9 +92,6 @@ def _read(source: Path) -> Iterator[Answer]:
 
 
 def _reason(error: ValidationError) -> str:
-    first = error.errors(include_input=False)[0]
-    name = ".".join(map(str, first["loc"]))
-    if name == "schema_version":
+    if error.errors()[0]["loc"] == ("schema_version",):
         return f"needs schema_version {SCHEMA_VERSION} (update cfdistill if the file's is newer)"
-    message = " ".join(first["msg"].removeprefix("Value error, ").split())
-    return f"{name}: {message}" if name else message
+    return first_fault(error)
