@@ -245,9 +245,10 @@ def run_job(plan_file: Path, name: str) -> None:
         with FileLock(locks / "shared.lock"):
             for dataset in dict.fromkeys([params.train_dataset, *params.test_datasets]):
                 data.build(dataset, params)
-            if params.has_counterfactuals:
-                counterfactual.build(params)
-            rationale.build(params)
+            for variant in params.variants():
+                if variant.has_counterfactuals:
+                    counterfactual.build(variant)
+                rationale.build(variant)
         return
     method = params.methods[0]
     trained = runs.stage("training", params, method=method).path.name

@@ -25,7 +25,15 @@ DATASETS = (
     "weasel-qualitative",
     "weasel-composition",
     "weasel-science",
+    "weasel-all",
     "csqa",
+    "quarel",
+    "qasc",
+    "arc-challenge",
+    "arc-challenge-dev",
+    "arc-easy",
+    "openbookqa",
+    "user",
 )
 SCORINGS = ("direct", "elimination", "vote", "likelihood", "label")
 STUDENTS = ("smollm2-135m", "tiny-random")
@@ -52,6 +60,9 @@ class Params(BaseModel):
     seed: int = _param(0, "training", "seed of training order and dropout", ge=0, lt=2**32)
     teacher: Literal["offline", "recorded", "live"] = _param(
         "offline", "counterfactuals", "who answers the prompts: offline | recorded | live"
+    )
+    data_source: Literal["files", "hub"] = _param(
+        "files", "data", "benchmarks from official files under data_root, or from the hub: files | hub"
     )
     data_root: str = _param("data", "data", "folder with the benchmarks' official release files")
     run_root: str = _param("runs", None, "folder for stage directories; relative to the project")
@@ -107,6 +118,7 @@ class Params(BaseModel):
     )
     # training
     epochs: float = _param(3.0, "training", "passes over a method's own examples", gt=0)
+    max_steps: int = _param(0, "training", "optimiser steps, the same for every method; 0: by epochs", ge=0)
     batch_size: int = _param(4, "training", "examples per optimiser step", ge=1)
     learning_rate: float = _param(5.0e-4, "training", "peak, after 10 % warm-up", gt=0)
     frozen_layers: int = _param(12, "training", "lowest transformer layers left untouched", ge=0)

@@ -102,7 +102,9 @@ def read_examples(method: str, params: Params) -> list[Example]:
 
 def planned_steps(method: str, params: Params) -> int:
     """Return a method's number of optimiser steps, which for a control is another method's."""
-    return count_steps(read_examples(METHODS[method].steps_like or method, params), params)
+    return params.max_steps or count_steps(
+        read_examples(METHODS[method].steps_like or method, params), params
+    )
 
 
 def make_examples(

@@ -48,7 +48,10 @@ def test_missing_upstream_stage_stops_with_the_command_that_makes_it(tmp_path, c
 
 @pytest.mark.parametrize(
     ("rows", "message"),
-    [('{"id": "x"', "line 1: no CommonsenseQA row"), ("", "csqa: split 'train' is empty")],
+    [
+        ('{"id": "x"', "no CommonsenseQA rows: 1 truncated (first: line 1)"),
+        ("", "csqa: split 'train' is empty"),
+    ],
 )
 def test_bad_benchmark_files_stop_the_run_with_one_sentence(tmp_path, capsys, rows, message):
     (tmp_path / "csqa").mkdir()

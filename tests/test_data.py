@@ -42,17 +42,6 @@ def test_csqa_rows_become_questions(tmp_path):
     assert len(train) == params.train_questions
 
 
-@pytest.mark.parametrize(
-    "broken", ['{"id": "x"', '{"id": "x"}', '["no", "object"]', json.dumps(csqa_row(1, answer="Z"))]
-)
-def test_malformed_line_is_named(tmp_path, broken):
-    params = csqa_root(tmp_path, [csqa_row(0)])
-    with (tmp_path / "csqa" / "dev_rand_split.jsonl").open("a") as file:
-        file.write(broken + "\n")
-    with pytest.raises(DataError, match=r"dev_rand_split.jsonl, line 2: no CommonsenseQA row"):
-        data.load("csqa", "test", params)
-
-
 def test_missing_file_and_empty_split_are_one_sentence(tmp_path):
     with pytest.raises(DataError, match="is missing; put the official CommonsenseQA release files there"):
         data.load("csqa", "train", Params(data_root=str(tmp_path / "none")))

@@ -1,23 +1,29 @@
 """Questions from the built-in testbed and from real benchmarks, behind one `load`.
 
-Adding a benchmark is one module with `load` and `TEST_SPLITS`, and one line in `_module`.
+Adding a benchmark is one small module that makes a `Benchmark`, a line in `BENCHMARKS`, and its name in
+`params.DATASETS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import ModuleType
+from typing import Any
 
 from cfdistill import runs
-from cfdistill.data import csqa, weasel
+from cfdistill.data import arc, benchmark, csqa, openbookqa, qasc, quarel, user, weasel
 from cfdistill.errors import DataError
 from cfdistill.params import Params
 from cfdistill.schema import Question
 
-
-def _module(name: str) -> ModuleType:
-    modules: Mapping[str, ModuleType] = {"weasel": weasel, "csqa": csqa}
-    return modules[name.partition("-")[0]]
+BENCHMARKS = {
+    "csqa": csqa.BENCHMARK,
+    "quarel": quarel.BENCHMARK,
+    "qasc": qasc.BENCHMARK,
+    "arc-challenge": arc.CHALLENGE,
+    "arc-challenge-dev": arc.CHALLENGE_DEV,
+    "arc-easy": arc.EASY,
+    "openbookqa": openbookqa.BENCHMARK,
+    "user": user.BENCHMARK,
+}
 
 
 def load(name: str, split: str, params: Params) -> list[Question]:
@@ -31,7 +37,10 @@ def load(name: str, split: str, params: Params) -> list[Question]:
     Raises:
         DataError: the split is unknown, empty, malformed, or holds a question twice.
     """
-    questions: list[Question] = _module(name).load(name, split, params)
+    if name in BENCHMARKS:
+        questions = benchmark.load(BENCHMARKS[name], name, split, params)
+    else:
+        questions = weasel.load(name, split, params)
     if not questions:
         raise DataError(f"{name}: split {split!r} is empty with these parameters; raise the sizes")
     if len({q.id for q in questions}) < len(questions):
@@ -40,9 +49,16 @@ def load(name: str, split: str, params: Params) -> list[Question]:
 
 
 def test_splits(name: str, params: Params) -> tuple[str, ...]:
-    """Return the splits to test on: all of the training data set's own, `new` of another testbed."""
-    splits: tuple[str, ...] = _module(name).TEST_SPLITS
-    return splits if name == params.train_dataset or "new" not in splits else ("new",)
+    """Return the splits to test on: all of a testbed that was trained on, `new` of another one."""
+    if name in BENCHMARKS:
+        return ("test",)
+    own = name == params.train_dataset or params.train_dataset == weasel.ALL
+    return weasel.TEST_SPLITS if own else ("new",)
+
+
+def survey(name: str, params: Params) -> list[dict[str, Any]]:
+    """Return what `benchmark.survey` counts, or nothing for the testbed, which has no odd rows."""
+    return benchmark.survey(BENCHMARKS[name], params) if name in BENCHMARKS else []
 
 
 def stage(name: str, params: Params) -> runs.Stage:
@@ -56,8 +72,11 @@ def build(name: str, params: Params) -> runs.Stage:
     if made.is_complete():
         return made
     with made.draft(params) as draft:
-        for split in ("train", "validation", *_module(name).TEST_SPLITS):
+        test = ("test",) if name in BENCHMARKS else weasel.TEST_SPLITS
+        for split in ("train", "validation", *test):
             draft.write(f"questions.{split}.jsonl", load(name, split, params))
+        if rows := survey(name, params):
+            draft.notes["files"] = rows
     return made
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from cfdistill.params import Params
 from cfdistill.schema import Question
 
 FORMATS = ("commonsense", "qualitative", "composition", "science")
+ALL = "weasel-all"  # the four together, for joint training
 TEST_SPLITS = ("id", "shift", "new")
 TRAIN_FRAMES, TEST_FRAME = (0, 1), 2  # no wording of a test question is ever trained on
 
@@ -86,11 +87,14 @@ def load(name: str, split: str, params: Params) -> list[Question]:
 
     Splits: `train` and `validation` (seen scenes, training wordings, spurious_rate ρ), `id` (seen
     scenes, test wording, same ρ), `shift` (seen scenes, test wording, answers uniform over the
-    non-stereotype variants), `new` (unseen scenes, answers uniform over all variants).
+    non-stereotype variants), `new` (unseen scenes, answers uniform over all variants). `weasel-all`
+    takes an equal part of the questions from each format; `train_scenes` counts per format.
 
     Raises:
         DataError: the split is unknown, or the scenes cannot supply the questions asked for.
     """
+    if name == ALL:
+        return [replace(q, dataset=ALL) for part, sizes in _parts(params) for q in load(part, split, sizes)]
     seen = seen_scenes(name, params)
     if split == "train":
         picks = _train_picks(name, seen, params)
@@ -109,6 +113,15 @@ def load(name: str, split: str, params: Params) -> list[Question]:
     else:
         raise DataError(f"{name} has no split {split!r}; it has train, validation, {', '.join(TEST_SPLITS)}")
     return [make_question(name, split, pick, params.data_seed) for pick in picks]
+
+
+def _parts(params: Params) -> list[tuple[str, Params]]:
+    """Return the four data sets of `weasel-all`, each with a quarter of every number of questions."""
+    fields = ("train_questions", "validation_questions", "test_questions", "new_questions")
+    return [
+        (f"weasel-{format}", params.model_copy(update={f: (getattr(params, f) + i) // 4 for f in fields}))
+        for i, format in enumerate(FORMATS)
+    ]
 
 
 def seen_scenes(name: str, params: Params) -> list[Scene]:
