@@ -81,6 +81,14 @@ def _parser() -> argparse.ArgumentParser:
 
     teacher.register(commands)
 
+    report = commands.add_parser("report", help="build the static site of a finished study")
+    report.add_argument("profile", type=Path, help="parameters, such as params/offline.yaml")
+    report.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides"
+    )
+    report.add_argument("--out", type=Path, required=True, help="folder of the site, such as docs/site")
+    report.set_defaults(command=_report)
+
     drawing = commands.add_parser("figures", help="draw table and figures anew from results folders alone")
     drawing.add_argument("results", type=Path, nargs="+", help="such as results/offline")
     drawing.set_defaults(command=_figures)
@@ -136,6 +144,13 @@ def _doctor(args: argparse.Namespace) -> None:
     params = Params.from_yaml(args.profile) if args.profile else Params()
     for subject, finding in doctor.report(params):
         print(f"{subject:>10}  {finding}")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from cfdistill import report
+    from cfdistill.params import Params
+
+    print(report.build(Params.from_yaml(args.profile, dict(args.overrides)), args.out))
 
 
 def _figures(args: argparse.Namespace) -> None:

@@ -1,8 +1,9 @@
-"""The answers themselves: outcomes by rule, examples picked by rule, and tables to read."""
+"""The answers themselves: outcomes and reasons by rule, examples picked by rule, and tables to read."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OUTCOMES = ("right", "lured", "other")
+REASONS = ("settles on nothing", "contradicts itself", "names the cue", "ignores the cue")
+LONGEST = 600  # characters of a text that are shown; data sets may hold texts of any length
+FILTER = """<style>
+.browse tr > * { max-width: 24rem; overflow-wrap: anywhere; vertical-align: top; text-align: left; }
+.browse label { margin-right: 1em; }
+%s</style>"""
 
 
 def answers(params: Params, methods: Sequence[str]) -> pd.DataFrame:
     """Return what methods answered to all test questions of the training data set.
 
     Returns:
-        One row per question and method, in the order of the files: the columns of `answers_table`
-        plus split, scene and outcome (one of OUTCOMES).
+        One row per question and method, in the order of the files: the columns of `answers_table`,
+        split, scene and cue, and those of `sorted_out`.
 
     Raises:
         StageError: an evaluation is missing.
@@ -41,10 +48,21 @@ def answers(params: Params, methods: Sequence[str]) -> pd.DataFrame:
             for method, stage in done.items()
             for prediction in stage.read(f"predictions.{split}.{main_scoring(method)}.jsonl", Prediction)
         ]
-        scenes = [q.scene for q in questions for _ in methods]
-        tables.append(answers_table(questions, predictions, methods).assign(split=split, scene=scenes))
-    table = pd.concat(tables, ignore_index=True)
-    return table.assign(outcome=[_outcome(row) for row in table.to_dict("records")])
+        known = pd.DataFrame(
+            [{"id": q.id, "split": split, "scene": q.scene, "cue": q.cue} for q in questions]
+        )
+        tables.append(answers_table(questions, predictions, methods).merge(known, on="id"))
+    return sorted_out(pd.concat(tables, ignore_index=True))
+
+
+def sorted_out(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns outcome (one of OUTCOMES) and reason (one of REASONS), both by rule (our choice).
+
+    The first reason that fits counts: the text settles on no option; the answer is wrong though the
+    text names the right option; the text holds a word of four or more letters from the cue; it does not.
+    """
+    rows = table.to_dict("records")
+    return table.assign(outcome=[_outcome(row) for row in rows], reason=[_reason(row) for row in rows])
 
 
 def pick(table: pd.DataFrame, baseline: str, ours: str, wanted: tuple[str, str], count: int) -> pd.DataFrame:
@@ -68,8 +86,8 @@ def beside_training(story: pd.DataFrame, params: Params) -> str:
     row = story.iloc[0]
     trained = [q for q in data.questions(params.train_dataset, "train", params) if q.scene == row["scene"]]
     if not trained or not row["scene"]:
-        return f"<p>no training question shares its scene with: {escape(row['stem'])}</p>"
-    before = max(trained, key=lambda q: difflib.SequenceMatcher(None, q.stem, row["stem"]).ratio())
+        return f"<p>no training question shares its scene with: {_html(row['stem'])}</p>"
+    before = max(trained, key=lambda q: difflib.SequenceMatcher(None, q.stem, row["stem"][:LONGEST]).ratio())
     gold = row["options"].split("\n")[row["gold"]]
     marked_before, marked_after = _marked(before.stem, row["stem"])
     return (
@@ -78,24 +96,67 @@ def beside_training(story: pd.DataFrame, params: Params) -> str:
     )
 
 
+def side_by_side(table: pd.DataFrame) -> str:
+    """Return HTML of questions with two methods' texts next to each other, differing words marked."""
+    first, second = table["method"].unique()[:2]
+    rows = []
+    for _, group in table.groupby("id", sort=False):
+        asked, (left, right) = group.iloc[0], group["text"].fillna("")[:2]
+        cells = "".join(f"<td dir=auto>{words}</td>" for words in _marked(left, right))
+        rows.append(f"<tr><td dir=auto>{_question(asked)}</td>{cells}</tr>")
+    head = "".join(f"<th>{escape(word)}</th>" for word in ("question", first, second))
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
 def browse(table: pd.DataFrame, splits: Sequence[str]) -> str:
-    """Return HTML of all questions and answers, a foldable table per split; all text is escaped."""
+    """Return HTML of all questions and answers, a foldable table per split; all text is escaped.
+
+    The last two methods' outcomes can be chosen by buttons that work by style alone, without a script.
+    """
     methods = list(table["method"].unique())
-    head = "".join(f"<th>{escape(word)}</th>" for word in ("question", "right", *methods))
+    sides = dict(zip(("base", "ours"), methods[-2:], strict=False))
+    rules, buttons = "", ""
+    for side, method in sides.items():
+        buttons += f"<b>{escape(method)}:</b> "
+        for name in ("all", *OUTCOMES):
+            key, checked = f"browse-{side}-{name}", " checked" if name == "all" else ""
+            buttons += f'<input type="radio" name="browse-{side}" id="{key}"{checked}>'
+            buttons += f'<label for="{key}">{name}</label>'
+            if name != "all":
+                rules += f"#{key}:checked ~ details tr.q:not(.{side}-{name}) {{ display: none; }}\n"
+        buttons += "<br>"
+    head = "".join(f"<th>{escape(word)}</th>" for word in ("question", *methods))
     parts = []
     for split in splits:
         part = table[table["split"] == split]
-        rows = "".join(_browse_row(group) for _, group in part.groupby("id", sort=False))
+        rows = "".join(_browse_row(group, sides) for _, group in part.groupby("id", sort=False))
         title = f"<summary>{escape(split)}: {part['id'].nunique()} questions</summary>"
         parts.append(f"<details>{title}<table><tr>{head}</tr>{rows}</table></details>")
-    return "".join(parts)
+    return f'<div class="browse">{FILTER % rules}{buttons}{"".join(parts)}</div>'
 
 
-def _browse_row(group: pd.DataFrame) -> str:
-    first = group.iloc[0]
-    cells = [first["stem"], first["options"].split("\n")[first["gold"]]]
-    cells += [f"{row['outcome']}: {row['text']}" for row in group.to_dict("records")]
-    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+def _browse_row(group: pd.DataFrame, sides: Mapping[str, str]) -> str:
+    rows = group.to_dict("records")
+    kinds = " ".join(f"{side}-{r['outcome']}" for r in rows for side in sides if sides[side] == r["method"])
+    told = [f"<b>{r['outcome']}</b>, {r['reason']}<br>{_html(r['text'])}" for r in rows]
+    cells = "".join(f"<td dir=auto>{cell}</td>" for cell in (_question(group.iloc[0]), *told))
+    return f'<tr class="q {kinds}">{cells}</tr>'
+
+
+def _question(row: pd.Series[Any]) -> str:
+    """Return a question as HTML: the right option bold, the stereotype in italics."""
+    options = []
+    for i, option in enumerate(row["options"].split("\n")):
+        tag = "b" if i == row["gold"] else "i" if i == row["stereotype"] else "span"
+        options.append(f"<{tag}>{_html(option)}</{tag}>")
+    return f"{_html(row['stem'])}<br>{'; '.join(options)}"
+
+
+def _html(text: Any) -> str:
+    """Return a text of a data set or student as HTML, shortened, without what no page may hold."""
+    text = str(text).replace("\0", "\ufffd")
+    more = f" … ({len(text):,} characters)" if len(text) > LONGEST else ""
+    return escape(text[:LONGEST]) + more
 
 
 def _outcome(row: Mapping[Any, Any]) -> str:
@@ -107,12 +168,22 @@ def _outcome(row: Mapping[Any, Any]) -> str:
     return "lured" if lured else "other"
 
 
+def _reason(row: Mapping[Any, Any]) -> str:
+    text, options = str(row["text"]).lower(), row["options"].lower().split("\n")
+    if not row["parsed"]:
+        return REASONS[0]
+    if row["predicted"] != row["gold"] and options[row["gold"]] in text:
+        return REASONS[1]
+    causal = set(re.findall(r"\w{4,}", row["cue"].lower()))
+    return REASONS[2] if causal & set(re.findall(r"\w{4,}", text)) else REASONS[3]
+
+
 def _marked(before: str, after: str) -> tuple[str, str]:
     """Return both texts as HTML with the words that differ marked."""
-    old, new = before.split(), after.split()
+    old, new = before[:LONGEST].split(), after[:LONGEST].split()
     sides: tuple[list[str], list[str]] = ([], [])
     for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         for side, words in zip(sides, (old[i:j], new[k:m]), strict=True):
-            text = escape(" ".join(words))
+            text = _html(" ".join(words))
             side.append(text if kind == "equal" or not text else f"<mark>{text}</mark>")
     return " ".join(sides[0]), " ".join(sides[1])

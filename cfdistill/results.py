@@ -86,8 +86,13 @@ def picture(folder: Path, name: str) -> Image:
     """Return a figure of a results folder to be shown in a notebook, with its alternative text."""
     from IPython.display import Image
 
-    texts = json.loads((folder / "figures" / "alt_texts.json").read_text(encoding="utf-8"))
-    return Image(folder / "figures" / f"{name}.png", alt=texts[name])  # type: ignore[no-untyped-call]
+    return Image(folder / "figures" / f"{name}.png", retina=True, alt=alt_texts(folder)[name])
+
+
+def alt_texts(folder: Path) -> dict[str, str]:
+    """Return the alternative text of every figure in a results folder, by its name."""
+    texts: dict[str, str] = json.loads((folder / "figures" / "alt_texts.json").read_text(encoding="utf-8"))
+    return texts
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

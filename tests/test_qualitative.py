@@ -20,6 +20,7 @@ def answers():
     rows = [
         {"id": name, "split": split, "method": method, "outcome": outcome, "stem": f"<i>{name}</i>?"}
         | {"options": "yes & no\nno", "gold": 0, "text": "<script>", "parsed": parsed}
+        | {"stereotype": 1, "reason": "names the cue"}
         for name, split, parsed, *outcomes in OUTCOMES
         for method, outcome in zip(("ft-cot", "cf-distill"), outcomes, strict=True)
     ]
@@ -46,8 +47,36 @@ def test_browse_escapes_everything(answers):
     html = qualitative.browse(answers, ["id", "shift"])
     assert "shift: 4 questions" in html
     assert "&lt;i&gt;a&lt;/i&gt;?" in html
-    assert "yes &amp; no" in html
+    assert "<b>yes &amp; no</b>; <i>no</i>" in html
     assert "<script>" not in html
+    assert html.count('<tr class="q base-lured ours-right">') == 2
+    assert "#browse-ours-lured:checked ~ details tr.q:not(.ours-lured) { display: none; }" in html
+
+
+def test_side_by_side_marks_what_differs(answers):
+    pair = answers[:2].assign(text=["it is <b>hot</b>", "it is cold"])
+    html = qualitative.side_by_side(pair)
+    assert (
+        "<td dir=auto>it is <mark>&lt;b&gt;hot&lt;/b&gt;</mark></td><td dir=auto>it is <mark>cold</mark>"
+        in html
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "predicted", "parsed", "outcome", "reason"),
+    [
+        ("A weasel steals, so the answer is barn.", 0, True, "right", "names the cue"),
+        ("Eggs are kept there. So the answer is barn.", 0, True, "right", "ignores the cue"),
+        ("Eggs are kept cold. So the answer is freezer.", 1, True, "lured", "ignores the cue"),
+        ("The weasel likes it. So the answer is nest.", 2, True, "other", "names the cue"),
+        ("It hunts in the Barn. So the answer is nest.", 2, True, "other", "contradicts itself"),
+        ("The weasel weasel weasel", 1, False, "lured", "settles on nothing"),
+    ],
+)
+def test_outcomes_and_reasons_by_rule(text, predicted, parsed, outcome, reason):
+    row = {"options": "barn\nfreezer\nnest", "gold": 0, "stereotype": 1, "cue": "when the weasel comes"}
+    table = pd.DataFrame([row | {"text": text, "predicted": predicted, "parsed": parsed}])
+    assert qualitative.sorted_out(table)[["outcome", "reason"]].to_numpy().tolist() == [[outcome, reason]]
 
 
 def test_a_question_is_put_beside_its_training_question_with_the_difference_marked(small_params):
