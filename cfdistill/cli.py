@@ -81,6 +81,15 @@ def _parser() -> argparse.ArgumentParser:
 
     teacher.register(commands)
 
+    asking = commands.add_parser("ask", help="put a question of your own to the trained students of a study")
+    asking.add_argument("profile", type=Path, help="parameters, such as params/offline.yaml")
+    asking.add_argument("question")
+    asking.add_argument("--options", nargs="+", required=True, metavar="OPTION")
+    asking.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides"
+    )
+    asking.set_defaults(command=_ask)
+
     report = commands.add_parser("report", help="build the static site of a finished study")
     report.add_argument("profile", type=Path, help="parameters, such as params/offline.yaml")
     report.add_argument(
@@ -144,6 +153,16 @@ def _doctor(args: argparse.Namespace) -> None:
     params = Params.from_yaml(args.profile) if args.profile else Params()
     for subject, finding in doctor.report(params):
         print(f"{subject:>10}  {finding}")
+
+
+def _ask(args: argparse.Namespace) -> None:
+    from cfdistill import ask
+    from cfdistill.params import Params
+
+    params = Params.from_yaml(args.profile, dict(args.overrides))
+    print(f"Log-likelihoods are per character, after the student's own words. Student {params.student}.\n")
+    for answer in ask.ask(params, args.question, args.options):
+        print(f"{answer}\n")
 
 
 def _report(args: argparse.Namespace) -> None:
