@@ -2,11 +2,13 @@
 
 import json
 import re
+import tracemalloc
 
 import pytest
 from studies import TEST_DATA
 
 from cfdistill import data
+from cfdistill.data import benchmark
 from cfdistill.errors import DataError
 from cfdistill.params import DATASETS, Params
 
@@ -55,11 +57,11 @@ RIGHT = {
 
 def write(folder, name, rows=None, end="\n"):
     """Write all files of a benchmark and return parameters that read them whole."""
-    benchmark = data.BENCHMARKS[name]
-    (folder / benchmark.folder).mkdir(parents=True, exist_ok=True)
+    info = data.BENCHMARKS[name]
+    (folder / info.folder).mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row) if isinstance(row, dict) else row for row in (rows or ROWS[name])]
-    for source in benchmark.sources.values():
-        (folder / benchmark.folder / source.file).write_text("\n".join(lines) + end, encoding="utf-8")
+    for source in info.sources.values():
+        (folder / info.folder / source.file).write_text("\n".join(lines) + end, encoding="utf-8")
     return whole(folder)
 
 
@@ -186,3 +188,87 @@ def test_official_files_hold_their_rows_or_the_missing_are_told(name, splits, fi
     (told,) = [facts for facts in data.survey(name, whole(OFFICIAL)) if facts["file"] == file]
     assert len(questions) == len({q.id for q in questions}) == told["rows"] == official - told["missing"]
     assert told["missing"] == (11 if (name, file) == ("quarel", "train.jsonl") else 0)
+
+
+def test_streaming_holds_no_more_memory_for_more_rows(tmp_path):
+    peaks = []
+    for rows in (200, 4000):
+        write(tmp_path, "user", [ROWS["user"][0] | {"id": f"q{i}"} for i in range(rows)])
+        tracemalloc.start()
+        assert (
+            sum(1 for _ in benchmark.stream(data.BENCHMARKS["user"], "user", "test", whole(tmp_path))) == rows
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 500_000  # bytes; 4000 questions held at once take millions
+
+
+# The hub: a local repository, laid out as the hub's parquet conversions are
+FLAT = {"label": ["A", "B", "C"], "text": ["one", "two", "three"]}
+HUB_ROWS = {
+    "csqa": {"id": "h", "question": "Which?", "question_concept": "it", "choices": FLAT, "answerKey": "B"},
+    "qasc": {"id": "h", "question": "Which?", "choices": FLAT, "answerKey": "B", "fact1": "", "fact2": ""},
+    "arc-easy": {"id": "h", "question": "Which?", "choices": FLAT, "answerKey": "B"},
+    "openbookqa": {"id": "h", "question_stem": "Which?", "choices": FLAT, "answerKey": "B"},
+    "quarel": {
+        "id": "h",
+        "question": "Which? (A) one (B) two",
+        "answer_index": 1,
+        "world_literals": {"a": [""]},
+    },
+}
+
+
+def hub_clone(folder, name):
+    """Write a repository of parquet files, one per split, in its configuration's folder if it has one."""
+    pandas, info = pytest.importorskip("pandas"), data.BENCHMARKS[name]
+    repository, _, configuration = info.hub
+    place = folder / "hub" / repository / (configuration or "data")
+    place.mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        rows = [HUB_ROWS[name] | {"id": f"{split}{i}"} for i in range(40)]
+        if split == "test" and name in ("csqa", "qasc"):  # whose test labels are hidden
+            rows = [row | {"answerKey": ""} for row in rows]
+        pandas.DataFrame(rows).to_parquet(place / f"{split}-00000-of-00001.parquet")
+    if configuration:
+        head = f"configs:\n- config_name: {configuration}\n  data_files:\n"
+        files = "".join(
+            f"  - split: {s}\n    path: {configuration}/{s}-*\n" for s in ("train", "validation", "test")
+        )
+        (place.parent / "README.md").write_text(f"---\n{head}{files}---\n")
+
+
+@pytest.mark.parametrize("name", HUB_ROWS)
+def test_the_hub_gives_the_same_questions(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    hub_clone(tmp_path, name)
+    params = whole(tmp_path, data_source="hub")
+    tested = data.load(name, "test", params)
+    expected = "validation" if name in ("csqa", "qasc") else "test"
+    assert [q.id for q in tested] == [f"{expected}{i}" for i in range(40)]
+    assert tested[0].stem == "Which?"
+    assert tested[0].options[tested[0].answer] == "two"
+    train, held_out = (data.load(name, split, params) for split in ("train", "validation"))
+    assert {q.id for q in train}.isdisjoint(q.id for q in held_out)
+    assert data.survey(name, params)[0]["rows"] == 40
+
+
+def test_hub_repositories_are_pinned_and_a_failing_one_is_one_sentence(tmp_path, monkeypatch):
+    import datasets
+
+    for name, info in data.BENCHMARKS.items():
+        assert name == "user" or re.fullmatch("[0-9a-f]{40}", info.hub[1])
+    asked = []
+
+    def unreachable(*args, **kwargs):
+        asked.append((args, kwargs))
+        raise ConnectionError("no network\nat all")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(
+        DataError, match=r"tau/commonsense_qa cannot be loaded from the hub \(no network at all\)"
+    ):
+        data.load("csqa", "test", whole(tmp_path, data_source="hub"))
+    assert asked[0][1]["revision"] == data.BENCHMARKS["csqa"].hub[1]
+    assert "trust_remote_code" not in asked[0][1]

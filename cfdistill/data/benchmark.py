@@ -127,12 +127,12 @@ def _raw_rows(benchmark: Benchmark, source: Source, params: Params) -> Iterator[
     """Yield sound rows; count the others by what is wrong, and tell of all of them at the end."""
     bad: Counter[str] = Counter()
     first: dict[str, str] = {}
-    read = _hub_rows if params.data_source == "hub" else _file_rows
+    read, file = _hub_rows if params.data_source == "hub" else _file_rows, Path(source.file).stem
     for number, row in read(benchmark, source, params):
         try:
             if isinstance(row, ValueError):
                 raise row
-            raw = benchmark.read(row, f"{Path(source.file).stem}-{number}")
+            raw = benchmark.read(row, f"{file}-{number}")
             _check(raw)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = str(error) if type(error) is ValueError else "malformed"
