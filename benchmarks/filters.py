@@ -59,7 +59,7 @@ def measure(params: Params) -> dict[str, float]:
     return {
         "candidates": len(results.funnel(params)),
         "kept": len(kept),
-        "precision": sum(sound) / len(sound),
+        "precision": sum(sound) / len(sound) if sound else float("nan"),
         "answers": teacher["requests"] + teacher["cache_hits"],
     }
 

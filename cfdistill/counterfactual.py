@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from cfdistill import data, runs
 from cfdistill.data.weasel import fill_slot
-from cfdistill.errors import TeacherError
 from cfdistill.masking import MASK, mask_spans, random_span, words
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual, Question, read_answer
@@ -313,12 +312,12 @@ def read(params: Params) -> list[Counterfactual]:
 def build(params: Params) -> runs.Stage:
     """Reuse or make the stage `counterfactuals`.
 
-    Makes `counterfactuals.train.jsonl` (what is kept), `funnel.csv` (one row per candidate) and
-    `cost.csv` (tokens by step).
+    Makes `counterfactuals.train.jsonl` (what is kept, which may be nothing), `funnel.csv` (one row per
+    candidate) and `cost.csv` (tokens by step).
 
     Raises:
         StageError: the questions of `train_dataset` are not there yet.
-        TeacherError: the teacher cannot answer, or nothing passed the filter.
+        TeacherError: the teacher cannot answer.
     """
     import pandas as pd
 
@@ -331,8 +330,6 @@ def build(params: Params) -> runs.Stage:
         candidates = make(params, teacher, meter)
         draft.drops.update(c.reason for c in candidates if c.reason)
         draft.notes["teacher"] = teacher.summary()
-        if not _live(candidates):
-            raise TeacherError(f"no counterfactual passed the filter; dropped: {dict(draft.drops)}")
         draft.write("counterfactuals.train.jsonl", [c.counterfactual() for c in _live(candidates)])
         funnel = pd.DataFrame([c.row() for c in candidates], columns=FUNNEL_COLUMNS)
         funnel.to_csv(draft.path / "funnel.csv", index=False)

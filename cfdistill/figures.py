@@ -263,7 +263,7 @@ def fig_unit_cost(df: pd.DataFrame, example: str) -> Figure:
         example: what is counted, such as "kept counterfactual".
     """
     if df.empty:
-        return _note("no teacher was asked, or it reported no tokens")
+        return _note(f"no {example}, or no tokens reported: there is nothing to divide")
     fig, (ax,) = subplots(1, 1, width=PAGE, height=0.9 + 0.3 * len(df))
     ax.barh(range(len(df)), df["read"], color=RIGHT, alpha=0.35, label="prompts read")
     bars = ax.barh(range(len(df)), df["written"], left=df["read"], color=RIGHT, label="answers written")

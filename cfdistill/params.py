@@ -94,6 +94,7 @@ class Params(BaseModel):
     teacher_budget_usd: float = _param(
         0.0, None, "most that all answers of the model in the cache may cost; 0: no cap", ge=0
     )
+    teacher_max_tokens: int = _param(0, "counterfactuals", "longest answer, in tokens; 0: no limit", ge=0)
     teacher_prices: str = _param("", None, "YAML file of prices; empty: cfdistill/teacher/prices.yaml")
     teacher_noise: float = _param(0.05, "counterfactuals", "offline teacher's error rate", ge=0, le=1)
     # counterfactuals

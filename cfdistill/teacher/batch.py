@@ -124,7 +124,7 @@ class Collector(Teacher):
 
     def request_line(self, key: str, prompt: Prompt) -> bytes:
         """Return a request in the Batch API's format."""
-        line = {"custom_id": key, "method": "POST", "url": URL, "body": prompt.request(self.model)}
+        line = {"custom_id": key, "method": "POST", "url": URL, "body": self.request(prompt)}
         return json.dumps(line).encode() + b"\n"
 
     def answer(self, row: Row) -> Answer:
@@ -149,8 +149,9 @@ class Collector(Teacher):
         price = prices.find(self.model, self._params)
         share = 1 - price.batch_discount if price else 1.0
         for prompt in islice(self.missing.values(), count):
-            prompt_tokens, completion_tokens = estimate_tokens(prompt)
-            self._budget.reserve(prompt_tokens * share, completion_tokens * share)
+            prompt_tokens, usual = estimate_tokens(prompt)
+            longest = self._params.teacher_max_tokens or usual
+            self._budget.reserve(prompt_tokens * share, longest * share)
 
     @contextmanager
     def connection(self) -> Iterator[OpenAI]:

@@ -126,10 +126,14 @@ class Teacher:
         texts = {key: answer.text for key, answer in answers.items()}
         return [texts[key] for key in keys]
 
+    def request(self, prompt: Prompt) -> dict[str, Any]:
+        """Return the body of a prompt's request, as we wish it to be answered."""
+        return prompt.request(self.model, self._params.teacher_max_tokens)
+
     def key(self, prompt: Prompt) -> str:
         """Return the cache key of a prompt: a hash of all that can change its answer."""
         facts = {
-            "request": prompt.request(self.model),
+            "request": self.request(prompt),
             "base_url": self.base_url,
             "prompt_version": f"{prompt.task}.{prompt.version}",
             "sample": prompt.sample,

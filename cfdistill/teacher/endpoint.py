@@ -89,7 +89,7 @@ class Endpoint:
 
     def request(self, prompt: Prompt) -> dict[str, Any]:
         """Return the body to send: as wished, but without a schema that the server has refused."""
-        body = prompt.request(self.model)
+        body = prompt.request(self.model, self.params.teacher_max_tokens)
         if not self.takes_schema and body.pop("response_format", None):
             self.usage.without_schema += 1
         return body
@@ -239,7 +239,7 @@ class _Round:
             if self._stop.is_set():
                 return
             body = endpoint.request(prompt)
-            call = self._calls[_this_task()] = _Call(estimate_tokens(prompt))
+            call = self._calls[_this_task()] = _Call(estimate_tokens(prompt, endpoint.params.teacher_max_tokens))
             try:
                 # Not chat.completions.create: converting the messages would take most of the time here.
                 response = await client.post(
@@ -290,7 +290,9 @@ class _Round:
             await endpoint.pace.wait(sum(call.tokens))
             if self._stop.is_set():  # the watcher has not come round to this task
                 raise asyncio.CancelledError
-            call.reserved_usd = endpoint.budget.reserve(*call.tokens)
+            prompt_tokens, usual = call.tokens
+            longest = endpoint.params.teacher_max_tokens or usual
+            call.reserved_usd = endpoint.budget.reserve(prompt_tokens, longest)
             call.under_way = True
             endpoint.usage.requests += 1
             began = time.perf_counter()

@@ -83,7 +83,7 @@ class _StandIn(Teacher):
         if cached:
             row.cached += 1
             return
-        sent, answered = estimate_tokens(prompt)
+        sent, answered = estimate_tokens(prompt, self._params.teacher_max_tokens)
         row.requests += 1
         row.prompt_tokens += sent
         row.completion_tokens += answered

@@ -14,10 +14,11 @@ BYTES_PER_TOKEN = 4
 COMPLETION_TOKENS = {"mask": 40, "fill": 40, "reason": 120, "positive": 120, "negative": 250}
 
 
-def estimate_tokens(prompt: Prompt) -> tuple[int, int]:
-    """Return about how many tokens a prompt and its answer have."""
+def estimate_tokens(prompt: Prompt, max_tokens: int = 0) -> tuple[int, int]:
+    """Return about how many tokens a prompt and its answer have; no answer is longer than `max_tokens`."""
     size = sum(len(content.encode("utf-8", "replace")) for _, content in prompt.messages)
-    return size // BYTES_PER_TOKEN + 1, COMPLETION_TOKENS[prompt.task]
+    usual = COMPLETION_TOKENS[prompt.task]
+    return size // BYTES_PER_TOKEN + 1, min(usual, max_tokens or usual)
 
 
 class Pace:
@@ -64,7 +65,7 @@ class Budget:
         self._spent_usd, self._under_way_usd = spent_usd, 0.0
 
     def reserve(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Set aside what a request is expected to cost, before it is sent; returns the dollars.
+        """Set aside what a request may cost, before it is sent; returns the dollars.
 
         Raises:
             BudgetReached: with it and the requests under way, the cap might be passed.

@@ -45,14 +45,16 @@ class Prompt:
         """The last user message: what is asked, without instructions and examples."""
         return self.messages[-1][1]
 
-    def request(self, model: str) -> dict[str, Any]:
-        """Return the body of the chat-completion request, as we wish it to be answered."""
+    def request(self, model: str, max_tokens: int = 0) -> dict[str, Any]:
+        """Return the body of the chat-completion request, as we wish it to be answered; 0 sets no limit."""
         body: dict[str, Any] = {
             "model": model,
             "messages": [{"role": role, "content": content} for role, content in self.messages],
             "temperature": self.temperature,
             "seed": self.sample,
         }
+        if max_tokens:
+            body["max_completion_tokens"] = max_tokens
         if self.task in JSON_LISTS:
             body["response_format"] = _list_of_strings(JSON_LISTS[self.task])
         return body

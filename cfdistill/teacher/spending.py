@@ -47,17 +47,19 @@ def per_kept(costs: pd.DataFrame, kept: int, params: Params) -> pd.DataFrame:
 
     Args:
         costs: `cost.csv` of one stage or several; dropped candidates are paid for in it, too.
-        kept: number of examples that came out, above 0.
+        kept: number of examples that came out.
         params: `teacher_prices`.
 
     Returns:
         The columns step, read and written (by the teacher, per example), and unit: US dollars if
-        the price of every model is known, else tokens. Steps that asked nothing are left out.
+        the price of every model is known, else tokens. Steps that asked nothing are left out, and
+        all are if nothing came out.
 
     Raises:
         ParamsError: `teacher_prices` is no table of prices.
     """
-    asked = costs[costs["prompt_tokens"] + costs["completion_tokens"] > 0].reset_index(drop=True)
+    asked = costs[(costs["prompt_tokens"] + costs["completion_tokens"] > 0) & (kept > 0)]
+    asked = asked.reset_index(drop=True)
     found = [prices.find(model, params) for model in asked["model"]]
     known = [price for price in found if price is not None]
     in_dollars = len(known) == len(found)
