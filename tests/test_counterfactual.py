@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import httpx2
 import pandas as pd
 import pytest
+from loopback import Loopback, completion
+from studies import write_csqa
 
 from cfdistill import counterfactual, data, rationale, results, runner, runs, training
 from cfdistill.counterfactual import Candidate
@@ -297,6 +301,72 @@ def test_every_filter_is_an_option_with_its_reason_in_the_funnel(small_params: P
     assert drops["round trip"]["round trip: another answer"] == kept["default"] - kept["round trip"] > 0
     assert drops["narrow"]["changed too much"] > drops["default"]["changed too much"]
     assert kept["default"] < kept["one vote"] < kept["unfiltered"]
+
+
+def spoiling(spoiled: dict[str, str]) -> Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]:
+    """Return a teacher for `write_csqa` who is right, but spoils the questions with even numbers.
+
+    Args:
+        spoiled: what is answered to those, by task; `reorder` is reasoning over options in another order.
+    """
+    words = {"day": "a rope", "night": "a hat", "noon": "a map", "dawn": "a shoe", "never": "a cup"}
+    targets: dict[str, str] = {}  # by rewritten question
+
+    def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        asked = body["messages"][-1]["content"]
+        stem, options = re.findall(r"uestion: (.*)\nOptions: (.*)", asked)[0]
+        given = {} if re.search(r"[13579]\b", stem) else spoiled
+        if "response_format" not in body:
+            task = "reason" if options == "; ".join(words) else "reorder"
+            return 200, completion(f"Hm. So the answer is {given.get(task, targets[stem])}.")
+        name, target = body["response_format"]["json_schema"]["name"], asked.rpartition("answer: ")[2]
+        right = "lamp" if name == "spans" else words[target]
+        text = given.get(name, right).format(number=re.sub(r"\D", "", stem), target=target)
+        targets[stem.replace("[MASK]", text)] = target
+        return 200, completion(json.dumps({name: [text]}))
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("reason", "step", "spoiled"),
+    [
+        ("mask: span is not in the question", "masked", {"spans": "a boat"}),
+        ("fill: not one text per mask", "filled", {"fills": "[MASK]"}),
+        ("answer leaked", "passed checks", {"fills": "{target}"}),
+        ("unchanged", "passed checks", {"fills": "Lamp"}),
+        ("changed too much", "passed checks", {"fills": "word " * 60}),
+        ("duplicate", "passed checks", {"spans": "lamp {number}", "fills": "lamp TRAIN"}),
+        ("held-out question", "passed checks", {"spans": "lamp {number}", "fills": "lamp VALIDATION"}),
+        ("too few votes", counterfactual.VOTE, {"reason": "night"}),  # the answer of every original
+        ("round trip: another answer", counterfactual.ROUND_TRIP, {"reorder": "night"}),
+    ],
+)
+def test_each_check_counts_in_the_funnel_of_a_whole_stage(
+    live: Params, tmp_path: Path, reason: str, step: str, spoiled: dict[str, str]
+) -> None:
+    write_csqa(tmp_path / "csqa", 100)
+    changes = {"train_dataset": "csqa", "test_datasets": ["csqa"], "data_root": str(tmp_path)}
+    params = live.model_copy(update=changes | {"round_trip_check": True})
+    data.build("csqa", params)
+    stems = {
+        split: [q.stem for q in data.questions("csqa", split, params)] for split in ("train", "validation")
+    }
+    numbers = {split: [re.sub(r"\D", "", stem) for stem in stems[split]] for split in stems}
+    odd = [number for number in numbers["train"] if int(number) % 2][-1]  # the first are in the test split
+    texts = {
+        task: text.replace("TRAIN", odd).replace("VALIDATION", numbers["validation"][0])
+        for task, text in spoiled.items()
+    }
+    with Loopback(answer=spoiling(texts)) as server:
+        kept, rows, manifest = built(params.model_copy(update={"teacher_base_url": server.url}))
+    expected = sum(int(number) % 2 == 0 for number in numbers["train"])
+    assert 0 < expected < len(rows) == 12
+    assert manifest["drops"] == {reason: expected}
+    assert Counter(row["reason"] for row in rows) == {reason: expected, "": len(kept)}
+    counts = counterfactual.funnel_counts(pd.DataFrame(rows), params).set_index("step")
+    assert counts.loc[step, "drops"] == f"{expected} {reason}"
+    assert counts.loc[counterfactual.ROUND_TRIP, "left"] == len(kept) == 12 - expected
 
 
 def test_without_votes_no_path_is_paid_for(small_params: Params) -> None:

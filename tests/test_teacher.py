@@ -128,6 +128,7 @@ def test_key_covers_all_that_can_change_an_answer(live: Params) -> None:
         (live, render("reason", "Where does the bicycle sleep?", ("bed", "shed"))),
         (live.model_copy(update={"teacher_model": "other"}), BIKE),
         (live.model_copy(update={"teacher_base_url": "http://127.0.0.1:9/v1"}), BIKE),
+        (live.model_copy(update={"teacher_max_tokens": 64}), BIKE),
         (live.model_copy(update={"teacher": "offline"}), BIKE),
         (live.model_copy(update={"teacher": "offline", "teacher_noise": 0.5}), BIKE),
         (live.model_copy(update={"teacher": "offline", "data_seed": 1}), BIKE),
@@ -144,6 +145,7 @@ def test_requests_carry_model_temperature_and_sample(live: Params) -> None:
     with Teacher(live, handler=echo) as teacher:
         teacher.ask([replace(BIKE, sample=3)])
     request = echo.requests[0]
+    assert "max_completion_tokens" not in request
     assert (request["model"], request["temperature"], request["seed"]) == ("some-model", 0.7, 3)
     assert request["messages"][0]["role"] == "system"
 

@@ -239,7 +239,9 @@ class _Round:
             if self._stop.is_set():
                 return
             body = endpoint.request(prompt)
-            call = self._calls[_this_task()] = _Call(estimate_tokens(prompt, endpoint.params.teacher_max_tokens))
+            call = self._calls[_this_task()] = _Call(
+                estimate_tokens(prompt, endpoint.params.teacher_max_tokens)
+            )
             try:
                 # Not chat.completions.create: converting the messages would take most of the time here.
                 response = await client.post(
