@@ -123,8 +123,8 @@ def make_examples(
     """
     if METHODS[method].counterfactuals and not counterfactuals:
         raise TrainingError(
-            f"{method}: there are no counterfactuals to train on; funnel.csv of their stage says why they were "
-            "dropped: loosen the filter, ask another teacher or choose other methods"
+            f"{method}: there are no counterfactuals to train on; funnel.csv of their stage says why they "
+            "were dropped: loosen the filter, ask another teacher or choose other methods"
         )
     views = {(rationale.question_id, rationale.view): rationale.text for rationale in rationales}
     examples = []
