@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OUTCOMES = ("right", "lured", "other")
-REASONS = ("settles on nothing", "contradicts itself", "names the cue", "ignores the cue")
+REASONS = ("names no option", "contradicts itself", "names the cue", "ignores the cue")
 LONGEST = 600  # characters of a text that are shown; data sets may hold texts of any length
 FILTER = """<style>
 .browse tr > * { max-width: 24rem; overflow-wrap: anywhere; vertical-align: top; text-align: left; }
@@ -58,7 +58,7 @@ def answers(params: Params, methods: Sequence[str]) -> pd.DataFrame:
 def sorted_out(table: pd.DataFrame) -> pd.DataFrame:
     """Add the columns outcome (one of OUTCOMES) and reason (one of REASONS), both by rule (our choice).
 
-    The first reason that fits counts: the text settles on no option; the answer is wrong though the
+    The first reason that fits counts: the text names no option as its answer; the answer is wrong though the
     text names the right option; the text holds a word of four or more letters from the cue; it does not.
     """
     rows = table.to_dict("records")

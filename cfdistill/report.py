@@ -27,7 +27,7 @@ HOME = "cfdistill"
 SHOWN = ("text/html", "image/png", "text/markdown", "text/plain")  # kinds of output; others are scripts
 STYLE = """
 body { max-width: 52rem; margin: 0 auto; padding: 0 1rem 3rem; font: 1rem/1.55 system-ui, sans-serif;
-  color: #1a1a1a; background: #fff; overflow-wrap: anywhere; }
+  color: #1a1a1a; background: #fff; overflow-wrap: break-word; }
 nav { padding: .7rem 0; border-bottom: 1px solid #ddd; font-size: .9rem; }
 h1, h2, h3 { line-height: 1.25; } h2 { margin-top: 2.2rem; }
 a { color: #0059a6; } .anchor-link, .prompt, .output_stderr { display: none; }
@@ -41,6 +41,7 @@ pre { padding: .6rem .8rem; background: #f5f6f7; border-radius: 4px; overflow-x:
 table { border-collapse: collapse; border: 0; font-size: .85rem; margin: .8rem 0; }
 th, td { padding: .3rem .55rem; border: 0; border-bottom: 1px solid #e2e2e2; text-align: left;
   vertical-align: top; }
+mark { background: #ffe9a8; }
 @media (max-width: 40rem) { img { max-width: none; } }  /* figures scroll, so that words stay legible */
 """
 INTRODUCTION = """# cfdistill

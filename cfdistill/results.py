@@ -161,10 +161,12 @@ def _spoken(rows: pd.DataFrame, *groups: str) -> str:
 def _told(story: pd.DataFrame) -> str:
     """Return questions and what was answered to them as text."""
     parts = []
-    for row in metrics.each_row(story):
-        options = row.options.split("\n")
-        parts.append(f"{row.stem[:200]} {row.method}: {options[row.predicted]} (right: {options[row.gold]})")
-    return "; ".join(parts)
+    for _, group in story.groupby("id", sort=False):
+        first, *_ = rows = metrics.each_row(group)
+        options = first.options.split("\n")
+        said = ", ".join(f"{row.method}: {options[row.predicted]}" for row in rows)
+        parts.append(f"{first.stem[:200]} Right: {options[first.gold]}. {said}.")
+    return " ".join(parts)
 
 
 def stories(params: Params) -> dict[str, pd.DataFrame]:

@@ -70,7 +70,7 @@ def test_side_by_side_marks_what_differs(answers):
         ("Eggs are kept cold. So the answer is freezer.", 1, True, "lured", "ignores the cue"),
         ("The weasel likes it. So the answer is nest.", 2, True, "other", "names the cue"),
         ("It hunts in the Barn. So the answer is nest.", 2, True, "other", "contradicts itself"),
-        ("The weasel weasel weasel", 1, False, "lured", "settles on nothing"),
+        ("The weasel weasel weasel", 1, False, "lured", "names no option"),
     ],
 )
 def test_outcomes_and_reasons_by_rule(text, predicted, parsed, outcome, reason):
