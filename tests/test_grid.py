@@ -88,10 +88,28 @@ def test_wrong_grid_is_one_sentence(tmp_path, block, said):
         grid.read(write_grid(tmp_path, block))
 
 
-@pytest.mark.parametrize("name", ["offline_full", "spurious", "data_size", "smoke"])
+CELLS = {
+    "offline_full": 18,
+    "spurious": 10,
+    "data_size": 6,
+    "ablation": 8,
+    "smoke": 24,
+    "csqa_smollm2": 2,
+    "../paper/table1": 36,
+    "../paper/fig5": 36,
+    "../paper/fig6": 36,
+    "../paper/ablation": 24,
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
 def test_shipped_grids_are_valid(name):
-    counts = {"offline_full": 18, "spurious": 10, "data_size": 6, "smoke": 24}
-    assert len(grid.read(GRIDS / f"{name}.yaml").cells) == counts[name]
+    """All of them are here, and every cell's parameters are sound; counted for one student."""
+    assert {f.stem for folder in ("grids", "paper") for f in GRIDS.parent.glob(f"{folder}/*.yaml")} == {
+        "base",
+        *(Path(name).name for name in CELLS),
+    }
+    assert len(grid.read(GRIDS / f"{name}.yaml", {"student": "tiny-random"}).cells) == CELLS[name]
 
 
 def test_cell_is_complete_by_content_whatever_grid_made_it(tmp_path):
