@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 OUTCOMES = ("right", "lured", "other")
 REASONS = ("names no option", "contradicts itself", "names the cue", "ignores the cue")
+READINGS = ("reasons", "recites", "muddled")
 LONGEST = 600  # characters of a text that are shown; data sets may hold texts of any length
 FILTER = """<style>
 .browse tr > * { max-width: 24rem; overflow-wrap: anywhere; vertical-align: top; text-align: left; }
@@ -63,6 +64,17 @@ def sorted_out(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = table.to_dict("records")
     return table.assign(outcome=[_outcome(row) for row in rows], reason=[_reason(row) for row in rows])
+
+
+def readings(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the answers that were read for `results/readings.csv`, with the column reading (of READINGS).
+
+    A reading counts for a text that is word for word the one that was read, and for no other.
+    """
+    import pandas as pd
+
+    read = pd.read_csv(runs.project_root() / "results" / "readings.csv", keep_default_na=False)
+    return table.drop_duplicates(["id", "method"]).merge(read, on=["id", "method", "text"])
 
 
 def pick(table: pd.DataFrame, baseline: str, ours: str, wanted: tuple[str, str], count: int) -> pd.DataFrame:

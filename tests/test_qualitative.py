@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from cfdistill import data, qualitative
+from cfdistill import data, qualitative, runs
 
 OUTCOMES = [  # id, split, does every text name an option, outcome of the baseline, outcome of ours
     ("a", "id", True, "right", "right"),
@@ -77,6 +77,16 @@ def test_outcomes_and_reasons_by_rule(text, predicted, parsed, outcome, reason):
     row = {"options": "barn\nfreezer\nnest", "gold": 0, "stereotype": 1, "cue": "when the weasel comes"}
     table = pd.DataFrame([row | {"text": text, "predicted": predicted, "parsed": parsed}])
     assert qualitative.sorted_out(table)[["outcome", "reason"]].to_numpy().tolist() == [[outcome, reason]]
+
+
+def test_readings_count_for_the_very_text_that_was_read():
+    read = pd.read_csv(runs.project_root() / "results" / "readings.csv")
+    assert set(read["reading"]) == set(qualitative.READINGS)
+    assert set(read["method"]) == {"ft-cot", "cf-distill"}
+    assert not read.duplicated(["id", "method"]).any()
+    answers = pd.concat([read, read]).drop(columns="reading")  # the same question in two splits
+    assert len(qualitative.readings(answers)) == len(read)
+    assert qualitative.readings(answers.assign(text=answers["text"] + " ")).empty
 
 
 def test_a_question_is_put_beside_its_training_question_with_the_difference_marked(small_params):
