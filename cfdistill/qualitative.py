@@ -21,10 +21,6 @@ OUTCOMES = ("right", "lured", "other")
 REASONS = ("names no option", "contradicts itself", "names the cue", "ignores the cue")
 READINGS = ("reasons", "recites", "muddled")
 LONGEST = 600  # characters of a text that are shown; data sets may hold texts of any length
-FILTER = """<style>
-.browse tr > * { max-width: 24rem; overflow-wrap: anywhere; vertical-align: top; text-align: left; }
-.browse label { margin-right: 1em; }
-%s</style>"""
 
 
 def answers(params: Params, methods: Sequence[str]) -> pd.DataFrame:
@@ -144,7 +140,7 @@ def browse(table: pd.DataFrame, splits: Sequence[str]) -> str:
         rows = "".join(_browse_row(group, sides) for _, group in part.groupby("id", sort=False))
         title = f"<summary>{escape(split)}: {part['id'].nunique()} questions</summary>"
         parts.append(f"<details>{title}<table><tr>{head}</tr>{rows}</table></details>")
-    return f'<div class="browse">{FILTER % rules}{buttons}{"".join(parts)}</div>'
+    return f'<div class="browse"><style>{rules}</style>{buttons}{"".join(parts)}</div>'
 
 
 def _browse_row(group: pd.DataFrame, sides: Mapping[str, str]) -> str:

@@ -25,25 +25,6 @@ POLICY = (
 )
 HOME = "cfdistill"
 SHOWN = ("text/html", "image/png", "text/markdown", "text/plain")  # kinds of output; others are scripts
-STYLE = """
-body { max-width: 52rem; margin: 0 auto; padding: 0 1rem 3rem; font: 1rem/1.55 system-ui, sans-serif;
-  color: #1a1a1a; background: #fff; overflow-wrap: break-word; }
-nav { padding: .7rem 0; border-bottom: 1px solid #ddd; font-size: .9rem; }
-h1, h2, h3 { line-height: 1.25; } h2 { margin-top: 2.2rem; }
-a { color: #0059a6; } .anchor-link, .prompt, .output_stderr { display: none; }
-img { max-width: 100%; height: auto; } figure { margin: 1.5rem 0 2.5rem; }
-figcaption { font-size: .85rem; color: #444; }
-pre, code { font: .84rem/1.45 ui-monospace, monospace; }
-pre { padding: .6rem .8rem; background: #f5f6f7; border-radius: 4px; overflow-x: auto; }
-.output_area { overflow-x: auto; margin: .6rem 0; }
-.output_area pre { background: none; border-left: 3px solid #d5dbe1; border-radius: 0; }
-.wide, .text_cell_render { overflow-x: auto; }
-table { border-collapse: collapse; border: 0; font-size: .85rem; margin: .8rem 0; }
-th, td { padding: .3rem .55rem; border: 0; border-bottom: 1px solid #e2e2e2; text-align: left;
-  vertical-align: top; }
-mark { background: #ffe9a8; }
-@media (max-width: 40rem) { img { max-width: none; } }  /* figures scroll, so that words stay legible */
-"""
 INTRODUCTION = """# cfdistill
 
 Small language models that are trained on a teacher's explanations learn shortcuts: words that often go
@@ -94,12 +75,13 @@ def page(title: str, body: str) -> str:
     """Return a whole page; the body must be HTML already."""
     from pygments.formatters import HtmlFormatter
 
-    colors = HtmlFormatter(style="default").get_style_defs(".highlight")
+    style = HtmlFormatter(style="default").get_style_defs(".highlight")
+    style += f"\n{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')}"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{colors}{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         f'<nav><a href="index.html">{HOME}</a></nav>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
     )
 

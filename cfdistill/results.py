@@ -67,6 +67,8 @@ def draw(folder: Path) -> dict[str, str]:
     manifest = read_manifest(folder) if (folder / "manifest.json").is_file() else {}
     known = {"gather": [], "bootstrap_samples": 2000} | manifest.get("params", {})
     measured, comparisons = (metrics.read_csv(folder, name) for name in metrics.FILES[:2])
+    if set(measured.columns) > set(metrics.METRIC_COLUMNS):
+        return {}  # a sweep: averaged over what is swept, these figures would mean nothing
     own = measured.iloc[0]  # what the folder's single-study figures are of
     if known["gather"]:
         folders = [folder, *map(runs.resolve, known["gather"])]

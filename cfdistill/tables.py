@@ -117,25 +117,11 @@ def to_latex(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
     table = table1(
         metrics, comparisons, bold=lambda text: rf"\textbf{{{text}}}", mark="$^{*}$", reported=True
     )
-    rows = [" & ".join(_tex(str(cell)) for cell in row) + r" \\" for row in table.to_numpy().tolist()]
-    return "\n".join(
-        [
-            r"\begin{table*}",
-            r"\centering",
-            r"\resizebox{\textwidth}{!}{%",
-            rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
-            r"\toprule",
-            " & ".join(_tex(column) for column in table.columns) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            rf"\caption{{{_tex(caption(metrics))} {_tex(REPORTED_NOTE)}}}",
-            r"\label{tab:results}",
-            r"\end{table*}",
-            "",
-        ]
-    )
+    table = table.astype(str).map(_tex).rename(columns=_tex)
+    words = f"{_tex(caption(metrics))} {_tex(REPORTED_NOTE)}"
+    latex = table.to_latex(index=False, caption=words, label="tab:results", position="t")
+    latex = latex.replace("{table}", "{table*}").replace(r"\end{tabular}", r"\end{tabular}}")
+    return latex.replace(r"\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}")
 
 
 def to_text(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
