@@ -20,7 +20,7 @@ from cfdistill.masking import MASK, mask_spans, random_span, words
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual, Question, read_answer
 from cfdistill.teacher import Teacher, spending
-from cfdistill.teacher.answers import ask_twice, read_strings
+from cfdistill.teacher.answers import NOT_YET, NotYet, ask_twice, read_strings
 from cfdistill.teacher.prompts import render
 from cfdistill.teacher.spending import Meter
 
@@ -223,6 +223,8 @@ def vote(candidates: Sequence[Candidate], teacher: Teacher, params: Params) -> l
         texts = answers[i * paths : (i + 1) * paths]
         votes = sum(read_answer(text, c.original.options) == c.target for text in texts)
         reason = "" if votes >= params.vote_threshold else "too few votes"
+        if reason and any(isinstance(text, NotYet) for text in texts):
+            reason = f"vote: {NOT_YET}"
         voted.append(replace(c, votes=votes, paths=paths, reason=reason))
     return _merge(candidates, voted)
 
@@ -240,7 +242,8 @@ def round_trip(candidates: Sequence[Candidate], teacher: Teacher, params: Params
     checked: list[Candidate] = []
     for c, order, text in zip(live, orders, answers, strict=True):
         answer, target = read_answer(text, order), order.index(c.original.options[c.target])
-        checked.append(c if answer == target else replace(c, reason="round trip: another answer"))
+        reason = NOT_YET if isinstance(text, NotYet) else "another answer"
+        checked.append(c if answer == target else replace(c, reason=f"round trip: {reason}"))
     return _merge(candidates, checked)
 
 

@@ -13,6 +13,7 @@ from cfdistill.teacher.prompts import Prompt
 
 T = TypeVar("T")
 OBJECT = re.compile(r'\{\s*"')  # how a JSON object that holds something begins
+NOT_YET = "not answered yet"  # the reason of what waits
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -85,6 +86,8 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _read(reader: Callable[[str], T], text: str, attempts: int) -> Reply[T]:
+    if isinstance(text, NotYet):
+        return Reply(None, attempts, NOT_YET)
     try:
         return Reply(reader(text), attempts)
     except ValueError as error:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,17 +23,14 @@ from typing import TYPE_CHECKING, Any, Final
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from cfdistill import counterfactual, data, rationale, runs
+from cfdistill import runs
 from cfdistill.errors import TeacherError
 from cfdistill.params import Params
-from cfdistill.schema import Counterfactual
 from cfdistill.teacher import prices
-from cfdistill.teacher.answers import NotYet
 from cfdistill.teacher.cache import Answer
-from cfdistill.teacher.client import Teacher
 from cfdistill.teacher.limits import estimate_tokens
+from cfdistill.teacher.missing import Collector
 from cfdistill.teacher.prompts import Prompt
-from cfdistill.teacher.spending import Meter
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -70,106 +67,6 @@ class Row(BaseModel):
         return f"HTTP {self.response.status_code}: {said}" if self.response else said
 
 
-class Collector(Teacher):
-    """A teacher that never asks: it notes what is missing, so that the stages' own steps say what to ask.
-
-    Raises:
-        TeacherError: the parameters do not name a live teacher, whose answers a batch can buy.
-    """
-
-    def __init__(self, params: Params) -> None:
-        if params.teacher != "live":
-            raise TeacherError(
-                f"a batch needs teacher: live, not {params.teacher}; set it or add -p teacher live"
-            )
-        super().__init__(params)
-        self.missing: dict[str, Prompt] = {}
-
-    def ask(self, prompts: Sequence[Prompt]) -> list[str]:
-        """Return the answers that are there, and `NotYet` in place of the others."""
-        keys = [self.key(prompt) for prompt in prompts]
-        answers = self.cache.get(keys)
-        self.missing |= {k: prompt for k, prompt in zip(keys, prompts, strict=True) if k not in answers}
-        return [answers[key].text if key in answers else NotYet() for key in keys]
-
-    def collect(self) -> dict[str, Prompt]:
-        """Return all that can be asked by now for the stages `counterfactuals` and `rationales`, by key.
-
-        A candidate waits where an answer of its own is missing, the others go on without it. Should it
-        turn out to repeat one of those later, that one's answers are paid for and not used.
-
-        Raises:
-            StageError: the questions of `train_dataset` are not there yet.
-        """
-        params = self._params
-        if not params.has_counterfactuals:  # published rationales: no teacher is asked
-            return {}
-        runs.require(data.stage(params.train_dataset, params))
-        for variant in params.variants():
-            self._collect(variant)
-        return self.missing
-
-    def _collect(self, params: Params) -> None:
-        questions = data.questions(params.train_dataset, "train", params)
-        made = runs.stage("counterfactuals", params)
-        if made.is_complete():
-            kept = made.read("counterfactuals.train.jsonl", Counterfactual)
-            questions += [c.question for c in kept]
-        else:
-            questions += [
-                c.question() for c in counterfactual.make(params, self, Meter(self)) if not c.reason
-            ]
-        if not runs.stage("rationales", params).is_complete():
-            rationale.views(questions, self)
-
-    def request_line(self, key: str, prompt: Prompt) -> bytes:
-        """Return a request in the Batch API's format."""
-        line = {"custom_id": key, "method": "POST", "url": URL, "body": self.request(prompt)}
-        return json.dumps(line).encode() + b"\n"
-
-    def answer(self, row: Row) -> Answer:
-        """Return the answer in a result row to a missing key.
-
-        Raises:
-            ValueError: the request failed; says why.
-        """
-        if row.response is None or row.response.status_code != 200 or row.error:
-            raise ValueError(row.failure())
-        return Answer.read(
-            json.dumps(row.response.body),  # in ASCII: a body may hold half an emoji
-            key=row.custom_id,
-            task=self.missing[row.custom_id].task,
-            base_url=self.base_url,
-            model=self.model,
-            batched=1,
-        )
-
-    def check_budget(self, count: int) -> None:
-        """Raise BudgetReached when the first `count` missing answers might pass `teacher_budget_usd`."""
-        price = prices.find(self.model, self._params)
-        share = 1 - price.batch_discount if price else 1.0
-        for prompt in islice(self.missing.values(), count):
-            prompt_tokens, usual = estimate_tokens(prompt)
-            longest = self._params.teacher_max_tokens or usual
-            self._budget.reserve(prompt_tokens * share, longest * share)
-
-    @contextmanager
-    def connection(self) -> Iterator[OpenAI]:
-        """Yield the SDK's client, and turn its errors into one sentence."""
-        from openai import OpenAI, OpenAIError
-
-        from cfdistill.teacher.endpoint import api_key, explain
-
-        try:
-            with OpenAI(
-                api_key=api_key(), base_url=self.base_url, timeout=TIMEOUT_S, max_retries=RETRIES
-            ) as client:
-                yield client
-        except OpenAIError as error:
-            # The SDK's error may quote the key, so it must not show in a traceback.
-            raise TeacherError(explain(error, self.base_url, self.model)) from None
-
-
 @dataclass
 class Imported:
     """What became of the rows of a result file."""
@@ -184,7 +81,7 @@ def export(params: Params, target: Path) -> tuple[Counter[str], int]:
     Returns:
         How many were written, by task, and how many are left for the next file.
     """
-    with Collector(params) as teacher:
+    with _collector(params) as teacher:
         written = _write_requests(teacher, teacher.collect(), target)
         return written, len(teacher.missing) - written.total()
 
@@ -198,9 +95,17 @@ def import_results(params: Params, source: Path) -> Imported:
     Raises:
         TeacherError: the file is missing or a line is no result row; the cache is as it was.
     """
-    with Collector(params) as teacher:
+    with _collector(params) as teacher:
         teacher.collect()
         return _import(teacher, source)
+
+
+def _collector(params: Params) -> Collector:
+    if params.teacher != "live":
+        raise TeacherError(
+            f"a batch needs teacher: live, not {params.teacher}; set it or add -p teacher live"
+        )
+    return Collector(params)
 
 
 def _write_requests(teacher: Collector, wanted: dict[str, Prompt], target: Path) -> Counter[str]:
@@ -209,7 +114,9 @@ def _write_requests(teacher: Collector, wanted: dict[str, Prompt], target: Path)
     with runs.writing(target):
         with unfinished.open("wb") as out:
             for key, prompt in wanted.items():
-                line = teacher.request_line(key, prompt)
+                body = teacher.request(prompt)
+                request = {"custom_id": key, "method": "POST", "url": URL, "body": body}
+                line = json.dumps(request).encode() + b"\n"
                 size += len(line)
                 if written.total() == MAX_REQUESTS or size > MAX_BYTES:
                     break
@@ -229,13 +136,27 @@ def _import(teacher: Collector, source: Path) -> Imported:
             result.counts["unknown"] += 1
         else:
             try:
-                answers.append(teacher.answer(row))
+                answers.append(_answer(teacher, row))
             except ValueError as error:
                 result.counts["failed"] += 1
                 result.failure = result.failure or str(error)
     put = teacher.cache.put_all(answers)
     result.counts.update(new=put["new"], known=put["known"] + put["conflicting"])
     return result
+
+
+def _answer(teacher: Collector, row: Row) -> Answer:
+    """Return the answer in a result row to a missing key; raises ValueError with the reason of a failure."""
+    if row.response is None or row.response.status_code != 200 or row.error:
+        raise ValueError(row.failure())
+    return Answer.read(
+        json.dumps(row.response.body),  # in ASCII: a body may hold half an emoji
+        key=row.custom_id,
+        task=teacher.missing[row.custom_id].task,
+        base_url=teacher.base_url,
+        model=teacher.model,
+        batched=1,
+    )
 
 
 def _read_rows(source: Path) -> list[Row]:
@@ -279,11 +200,11 @@ def submit(params: Params) -> Submission:
         TeacherError: nothing is missing, the budget is reached, the endpoint failed, or another process
             is submitting.
     """
-    with Collector(params) as teacher, _turn(teacher):
+    with _collector(params) as teacher, _turn(teacher):
         submission, batch = _load(teacher), None
         if submission and submission.batch_id:
             return submission
-        with teacher.connection() as client:
+        with _connection(teacher) as client:
             if submission:
                 started = (b for b in client.batches.list() if b.input_file_id == submission.file_id)
                 batch = next(started, None)
@@ -302,7 +223,7 @@ def status(params: Params) -> Batch:
     Raises:
         TeacherError: there is none, or the endpoint failed.
     """
-    with Collector(params) as teacher, teacher.connection() as client:
+    with _collector(params) as teacher, _connection(teacher) as client:
         return client.batches.retrieve(_under_way(teacher).batch_id)
 
 
@@ -312,10 +233,10 @@ def fetch(params: Params) -> tuple[Batch, Imported]:
     Raises:
         TeacherError: there is none, it has not ended, or the endpoint failed.
     """
-    with Collector(params) as teacher, _turn(teacher):
+    with _collector(params) as teacher, _turn(teacher):
         submission = _under_way(teacher)
         results = _beside(teacher, re.sub(r"[^\w-]", "_", submission.batch_id) + ".jsonl")
-        with teacher.connection() as client:
+        with _connection(teacher) as client:
             batch = client.batches.retrieve(submission.batch_id)
             if batch.status not in ENDED:
                 raise TeacherError(f"{describe(batch)}; fetch it later")
@@ -343,11 +264,37 @@ def _upload(teacher: Collector, client: OpenAI) -> Submission:
     written = _write_requests(teacher, teacher.collect(), requests).total()
     if not written:
         raise TeacherError("no answer is missing, so there is nothing to submit; run the stages")
-    teacher.check_budget(written)
+    _check_budget(teacher, written)
     with requests.open("rb") as file:
         uploaded = client.files.create(file=file, purpose="batch")
     began = datetime.now(UTC).isoformat(timespec="seconds")
     return _save(teacher, Submission(teacher.base_url, written, began, uploaded.id))
+
+
+def _check_budget(teacher: Collector, count: int) -> None:
+    """Raise BudgetReached when the first `count` missing answers might pass `teacher_budget_usd`."""
+    price, limit = prices.find(teacher.model, teacher.params), teacher.params.teacher_max_tokens
+    share = 1 - price.batch_discount if price else 1.0
+    for prompt in islice(teacher.missing.values(), count):
+        prompt_tokens, usual = estimate_tokens(prompt)
+        teacher.budget.reserve(prompt_tokens * share, (limit or usual) * share)
+
+
+@contextmanager
+def _connection(teacher: Collector) -> Iterator[OpenAI]:
+    """Yield the SDK's client, and turn its errors into one sentence."""
+    from openai import OpenAI, OpenAIError
+
+    from cfdistill.teacher.endpoint import api_key, explain
+
+    try:
+        with OpenAI(
+            api_key=api_key(), base_url=teacher.base_url, timeout=TIMEOUT_S, max_retries=RETRIES
+        ) as client:
+            yield client
+    except OpenAIError as error:
+        # The SDK's error may quote the key, so it must not show in a traceback.
+        raise TeacherError(explain(error, teacher.base_url, teacher.model)) from None
 
 
 def _under_way(teacher: Collector) -> Submission:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from cfdistill import runs
 from cfdistill.errors import CfdistillError, TeacherError
 from cfdistill.params import Params
-from cfdistill.teacher import offline, prices
+from cfdistill.teacher import offline, prices, spending
 from cfdistill.teacher.cache import Cache
 from cfdistill.teacher.limits import Budget
 from cfdistill.teacher.prompts import Prompt
@@ -64,13 +64,13 @@ class Teacher:
         handler: Callable[[httpx2.Request], Any] | None = None,
     ) -> None:
         self.usage = Usage()
-        self._params, self._handler = params, handler
+        self.params, self._handler = params, handler
         self._endpoint: Endpoint | None = None
         backend = params.teacher
         self.cache = Cache(cache_path(params), read_only=backend == "recorded", durable=backend == "live")
         try:
             self.base_url, self.model = _source(params, self.cache)
-            self._budget = _budget(self.model, params, self.cache)
+            self.budget = _budget(self.model, params, self.cache)
         except CfdistillError:
             self.cache.close()
             raise
@@ -86,7 +86,7 @@ class Teacher:
     def summary(self) -> dict[str, Any]:
         """Return who answered and what it took, for a stage's manifest."""
         return {
-            "backend": self._params.teacher,
+            "backend": self.params.teacher,
             "base_url": self.base_url,
             "model": self.model,
             **asdict(self.usage),
@@ -111,9 +111,9 @@ class Teacher:
         missing = {key: prompt for key, prompt in wanted.items() if key not in answers}
         self.usage.cache_hits += len(answers)
         if missing:
-            if self._params.teacher == "recorded":
+            if self.params.teacher == "recorded":
                 raise TeacherError(self._describe_missing(list(missing.values())))
-            if self._params.teacher_batch:
+            if self.params.teacher_batch:
                 raise TeacherError(
                     f"{len(missing)} answers are missing in {self.cache.path}: "
                     f"{_count_tasks(missing.values())}; export, run, import, rerun (`cfdistill teacher "
@@ -128,7 +128,7 @@ class Teacher:
 
     def request(self, prompt: Prompt) -> dict[str, Any]:
         """Return the body of a prompt's request, as we wish it to be answered."""
-        return prompt.request(self.model, self._params.teacher_max_tokens)
+        return prompt.request(self.model, self.params.teacher_max_tokens)
 
     def key(self, prompt: Prompt) -> str:
         """Return the cache key of a prompt: a hash of all that can change its answer."""
@@ -155,10 +155,10 @@ class Teacher:
     def _connect(self) -> Endpoint:
         from cfdistill.teacher.endpoint import Endpoint  # the SDK takes long to import
 
-        params, handler = self._params, self._handler
+        params, handler = self.params, self._handler
         if params.teacher == "offline" and handler is None:
             handler = offline.SceneTeacher(params.teacher_noise, params.data_seed)
-        return Endpoint(params, self.base_url, self.model, self.cache, self._budget, self.usage, handler)
+        return Endpoint(params, self.base_url, self.model, self.cache, self.budget, self.usage, handler)
 
     def _progress(self, wanted: Collection[str]) -> str:
         there = len(self.cache.get(wanted))
@@ -182,21 +182,13 @@ def cache_path(params: Params) -> Path:
     return runs.resolve(params.teacher_cache or f"{params.run_root}/teacher/cache.sqlite")
 
 
-def spent_usd(cache: Cache, model: str, price: prices.Price) -> float:
-    """Return what the answers of a model in a cache have cost, at today's price."""
-    return sum(
-        price.usd(total.prompt_tokens, total.completion_tokens) * (1 - price.batch_discount * total.batched)
-        for total in cache.totals()
-        if total.model == model
-    )
-
-
 def _budget(model: str, params: Params, cache: Cache) -> Budget:
     """Return the cap for a live model, less what its answers in the cache have cost already."""
     if params.teacher != "live" or not params.teacher_budget_usd:
         return Budget(0.0, None)
     price = prices.require(model, params)
-    return Budget(params.teacher_budget_usd, price, spent_usd(cache, model, price))
+    spent = (spending.dollars(total, params) or 0.0 for total in cache.totals() if total.model == model)
+    return Budget(params.teacher_budget_usd, price, sum(spent))
 
 
 def _count_tasks(prompts: Iterable[Prompt]) -> str:

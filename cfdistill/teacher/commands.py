@@ -91,13 +91,13 @@ def _cache_file(args: argparse.Namespace) -> Path:
 
 
 def _stats(args: argparse.Namespace) -> None:
-    from cfdistill.teacher import usage
+    from cfdistill.teacher import spending
 
     params = _params(args)
     with closing(Cache(_cache_file(args), read_only=True)) as cache:
-        print(usage.to_text(cache, params))
+        print(spending.stats(cache, params))
     if not args.cache:
-        print(*usage.hit_rates(params), sep="\n")
+        print(*spending.hit_rates(params), sep="\n")
 
 
 def _export_cache(args: argparse.Namespace) -> None:

@@ -1,23 +1,28 @@
-"""What each step of a stage took of the teacher, and what one kept example cost.
+"""Tokens and dollars: what the steps of a stage took, one kept example, and all answers of a cache.
 
-Tokens count whether an answer was new or in the cache: they tell what the step costs, not what the last
-run paid.
+Tokens of a step count whether an answer was new or in the cache: they tell what the step costs, not what
+the last run paid.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cfdistill import runs
 from cfdistill.params import Params
 from cfdistill.teacher import prices
-from cfdistill.teacher.client import Teacher
+from cfdistill.teacher.cache import Cache, Total
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cfdistill.teacher.client import Teacher
+
 FILE = "cost.csv"
 COLUMNS = ("step", "model", "prompt_tokens", "completion_tokens")
+STATS = ("model", "served by", "endpoint", "task", "answers", "tokens in", "tokens out", "US dollars")
 
 
 class Meter:
@@ -70,3 +75,66 @@ def per_kept(costs: pd.DataFrame, kept: int, params: Params) -> pd.DataFrame:
         written=asked["completion_tokens"] * writing / kept,
         unit="US dollars" if in_dollars else "tokens",
     )
+
+
+def dollars(total: Total, params: Params) -> float | None:
+    """Return what answers cost at today's price, or None when there is none for their model."""
+    price = prices.find(total.model, params)
+    if price is None:
+        return None
+    share = 1 - price.batch_discount if total.batched else 1.0
+    return price.usd(total.prompt_tokens, total.completion_tokens) * share
+
+
+def stats(cache: Cache, params: Params) -> str:
+    """Return a table of all answers in a cache, one row per kind of answer, and their sums."""
+    totals = cache.totals()
+    costs = [dollars(total, params) for total in totals]
+    rows = [
+        (
+            total.model,
+            total.served_model,
+            f"{total.base_url} (batch)" if total.batched else total.base_url,
+            total.task,
+            *(f"{n:,}" for n in (total.answers, total.prompt_tokens, total.completion_tokens)),
+            "no price" if cost is None else f"{cost:.4f}",
+        )
+        for total, cost in zip(totals, costs, strict=True)
+    ]
+    sums = [
+        f"{sum(numbers):,}"
+        for numbers in (
+            [total.answers for total in totals],
+            [total.prompt_tokens for total in totals],
+            [total.completion_tokens for total in totals],
+        )
+    ]
+    rows.append(("all", "", "", "", *sums, f"{sum(cost or 0.0 for cost in costs):.4f}"))
+    return "\n".join([str(cache.path), *text_table([STATS, *rows], left=4)])
+
+
+def hit_rates(params: Params) -> list[str]:
+    """Return, for each finished stage of a study, how many of its answers were in the cache already."""
+    lines = []
+    for name in ("counterfactuals", "rationales"):
+        stage = runs.stage(name, params)
+        noted = stage.manifest()["notes"].get("teacher") if stage.is_complete() else None
+        if noted is None:
+            lines.append(f"{name}: not made yet")
+        else:
+            hits, asked = noted["cache_hits"], noted["cache_hits"] + noted["requests"]
+            share = f"{hits / asked:.0%}" if asked else "none asked for"
+            lines.append(f"{name}: {hits} of {asked} answers were in the cache ({share})")
+    return lines
+
+
+def text_table(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Return rows as lines with aligned columns, the first `left` of them flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
