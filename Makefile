@@ -39,6 +39,8 @@ bench: $(READY)  ## measured claims, into results/bench/
 	$(BIN)/python benchmarks/teacher.py
 	$(BIN)/python benchmarks/filters.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/grid.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

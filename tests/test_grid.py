@@ -183,7 +183,7 @@ def test_tables_hold_the_varied_parameters_and_one_family_of_p_values(tmp_path):
     assert (made.folder / "metrics.csv").stat().st_mtime_ns == before
 
 
-# What the jobs of the tests below do instead of training: they log every training that ends, take a
+# What the jobs of the tests below do instead of training: they log every complete training, take a
 # moment, and fail once where the test asks for it. Python imports a `sitecustomize` on its path.
 FAKE_TRAINING = """
 import sys
@@ -202,8 +202,8 @@ if "job" in sys.orig_argv:
             raise RuntimeError("injected failure")
         with made.draft(params) as draft:
             time.sleep(0.1)
-            with (place / "trained.log").open("a") as log:
-                log.write(made.path.name + chr(10))
+        with (place / "trained.log").open("a") as log:
+            log.write(made.path.name + chr(10))
         return made
     def build_all(method, params):
         wanted = [runs.stage("evaluation", params, method=method, dataset=d) for d in params.test_datasets]
@@ -262,9 +262,8 @@ def test_24_cells_survive_failures_and_kills_with_the_same_results(tmp_path, mon
     assert len(tables_of(calm)) == 2
     trained = (rough / "trained.log").read_text().split()
     assert len(list(rough.glob("failed-*"))) == 6  # every ft-cot cell failed once
-    # A training killed between its log line and its manifest counts twice here; none else may.
-    assert len(set(trained)) == 24
-    assert len(trained) <= 24 + 10 * 2
+    assert len(trained) == len(set(trained))  # no complete training was made again
+    assert len(trained) > 24 - 10 * 2  # a kill may come between a training and its line
 
 
 @pytest.mark.slow

@@ -139,3 +139,16 @@ def test_the_bank_knows_which_words_make_an_option_right():
 def test_more_questions_than_wordings_is_one_sentence():
     with pytest.raises(DataError, match=r"train: 5 scenes supply 20 of the 27 questions wanted"):
         data.load("weasel-science", "train", Params(train_scenes=5, train_questions=30))
+
+
+def test_weasel_all_takes_an_equal_part_of_each_mini_benchmark():
+    params = Params(train_dataset="weasel-all", train_questions=42, train_scenes=20)
+    questions = data.load("weasel-all", "train", params)
+    assert len(questions) == len({q.id for q in questions}) == 42
+    own = Params(train_questions=10, train_scenes=20, validation_questions=10, test_questions=30)
+    first = data.load("weasel-commonsense", "train", own)
+    assert [q.id for q in questions[:10]] == [q.id for q in first]
+    assert Counter(len(q.options) for q in questions) == {5: 10, 2: 10, 8: 11, 4: 11}
+    assert data.test_splits("weasel-science", params) == weasel.TEST_SPLITS
+    trained = {q.scene for q in questions}
+    assert trained.isdisjoint(q.scene for q in data.load("weasel-science", "new", params))

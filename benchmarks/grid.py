@@ -1,0 +1,74 @@
+"""How long a grid takes whose cells are all complete already.
+
+    python benchmarks/grid.py [--cells 200]
+
+Writes cells of an offline study's size, runs `cfdistill grid` twice and times the second, which has nothing
+to do. Writes results/bench/grid.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from cfdistill import grid, metrics, runs
+from cfdistill.params import Params
+
+
+def main() -> None:
+    """Make the cells, time the run, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cells", type=int, default=200)
+    count = parser.parse_args().cells
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "many.yaml"
+        base = yaml.safe_load((runs.project_root() / "params" / "offline.yaml").read_text(encoding="utf-8"))
+        base |= {"run_root": f"{folder}/runs", "results_root": f"{folder}/results"}
+        (Path(folder) / "base.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
+        block = {"method": ["ft-cot", "cf-distill"], "seed": list(range(count // 2))}
+        path.write_text(yaml.safe_dump({"base": "base.yaml", "cells": [block]}), encoding="utf-8")
+        made = grid.read(path)
+        for name, params in made.cells.items():
+            write_cell(made.folder / name, params)
+        first, second = (timed([sys.executable, "-m", "cfdistill", "grid", str(path)]) for _ in range(2))
+    rows = [("tables of a grid", count, first, "s"), ("grid with nothing to do", count, second, "s")]
+    table = pd.DataFrame(rows, columns=["name", "cells", "value", "unit"])
+    metrics.write_csv(table, runs.project_root() / "results" / "bench" / "grid.csv")
+    print(table.to_string(index=False))
+
+
+def write_cell(folder: Path, params: Params, items: int = 440) -> None:
+    """Write a cell with random answers to as many questions as the offline study asks."""
+    folder.mkdir(parents=True)
+    method, rng = params.methods[0], random.Random(str(folder))
+    fixed = (params.train_dataset, params.student, params.seed, method, params.train_dataset, "shift")
+    rows = [
+        (*fixed, "reachable", f"s{i}", "direct", f"s{i}.f2.v1.c0", 1, 0, rng.randrange(5), True)
+        for i in range(items)
+    ]
+    metrics.write_csv(pd.DataFrame(rows, columns=metrics.PREDICTION_COLUMNS), folder / grid.PREDICTIONS)
+    facts = {
+        "params": {**params.key("evaluation"), "methods": [method], "test_datasets": params.test_datasets},
+        "files": {grid.PREDICTIONS: runs.sha256(folder / grid.PREDICTIONS)},
+    }
+    (folder / "manifest.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def timed(command: list[str]) -> float:
+    """Return the seconds a command takes."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""A user's own questions: the 20 rows that are shipped run through all notebooks."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+from loopback import Loopback, completion
+
+from cfdistill import runner, runs
+from cfdistill.params import Params
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def answer(body):
+    """Answer a prompt as a teacher would who writes the number of the wanted option into the question."""
+    asked = body["messages"][-1]["content"]
+    stem = asked.partition("uestion: ")[2].partition("\nOptions: ")[0]
+    options = asked.partition("\nOptions: ")[2].partition("\n")[0].split("; ")
+    told = asked.rpartition("answer: ")[2]
+    if "Masked question" in asked:
+        fills = [f"case number {options.index(told)}"] * stem.count("[MASK]")
+        return 200, completion(json.dumps({"fills": fills}))
+    task = body["messages"][0]["content"]
+    if "find the words that decide" in task:
+        return 200, completion(json.dumps({"spans": [" ".join(stem.split()[:3])]}))
+    if "thinking in small steps" in task:
+        told = options[int(re.search(r"case number (\d)", stem, re.IGNORECASE)[1])]
+    wrong = " ".join(f"Not {option}: it does not fit." for option in options if option != told)
+    return 200, completion(f"{wrong} So the answer is {told}.")
+
+
+def test_twenty_rows_run_through_all_notebooks(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    with Loopback(answer=answer) as server:
+        overrides = {
+            "profile": "mine",
+            "data_root": "docs/your_own_data",
+            "train_dataset": "user",
+            "test_datasets": "user",
+            "teacher": "live",
+            "teacher_base_url": server.url,
+            "run_root": str(tmp_path / "runs"),
+            "results_root": str(tmp_path / "results"),
+        }
+        params = runner.run(runs.project_root() / "params" / "smoke.yaml", overrides)
+    folder = tmp_path / "results" / "mine"
+    metrics = pd.read_csv(folder / "metrics.csv")
+    assert set(metrics["test_split"]) == {"test"}
+    assert set(metrics["n"]) == {5}
+    assert set(metrics["method"]) == set(params.methods) >= {"ft", "ft-cot", "cf-distill"}
+    assert metrics["lure_rate"].isna().all()
+    assert (folder / "manifest.json").is_file()
+    kept = runs.stage("counterfactuals", params).path / "counterfactuals.train.jsonl"
+    assert len(kept.read_text().splitlines()) >= 12
+    executed = runner.executed_folder(params)
+    assert [f.stem for f in sorted(executed.glob("0*.ipynb"))] == list(runner.NOTEBOOKS)
+    assert Params.from_yaml(runs.project_root() / "params" / "smoke.yaml", overrides) == params
