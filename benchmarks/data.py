@@ -52,7 +52,7 @@ def load_all(params: Params) -> tuple[str, int, float, str]:
 
 
 def stream(count: int) -> list[tuple[str, int, float, str]]:
-    """Return processor seconds and the process's peak memory for a hundredth of the rows, then for all of them."""
+    """Return processor seconds and the peak memory, for a hundredth of the rows, then for all."""
     measured = []
     with tempfile.TemporaryDirectory() as folder:
         for rows in (count // 100, count):

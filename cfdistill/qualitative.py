@@ -152,10 +152,13 @@ def _browse_row(group: pd.DataFrame, sides: Mapping[str, str]) -> str:
 
 
 def _question(row: pd.Series[Any]) -> str:
-    """Return a question as HTML: the right option bold, the stereotype in italics."""
+    """Return a question as HTML: the right option bold, the stereotype, if one is known, in italics."""
+    import pandas as pd
+
+    lure = None if pd.isna(row["stereotype"]) else row["stereotype"]
     options = []
     for i, option in enumerate(row["options"].split("\n")):
-        tag = "b" if i == row["gold"] else "i" if i == row["stereotype"] else "span"
+        tag = "b" if i == row["gold"] else "i" if i == lure else "span"
         options.append(f"<{tag}>{_html(option)}</{tag}>")
     return f"{_html(row['stem'])}<br>{'; '.join(options)}"
 

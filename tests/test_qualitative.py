@@ -53,6 +53,12 @@ def test_browse_escapes_everything(answers):
     assert "#browse-ours-lured:checked ~ details tr.q:not(.ours-lured) { display: none; }" in html
 
 
+def test_questions_without_a_known_stereotype_are_shown(answers):
+    real = answers.assign(stereotype=pd.array([pd.NA] * len(answers), dtype="Int64"))
+    assert "<b>yes &amp; no</b>; <span>no</span>" in qualitative.side_by_side(real[:2])
+    assert "<i>no</i>" not in qualitative.browse(real, ["id", "shift"])
+
+
 def test_side_by_side_marks_what_differs(answers):
     pair = answers[:2].assign(text=["it is <b>hot</b>", "it is cold"])
     html = qualitative.side_by_side(pair)
