@@ -1,4 +1,4 @@
-"""The text figures: questions, and what two methods answered to them, side by side."""
+"""Figures of answers: two methods side by side on a few questions, and the audits of each student."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 from cfdistill import metrics as measures
 from cfdistill.errors import DataError
-from cfdistill.figures import FONT, PAGE, RIGHT, WRONG, require_rows, styled, subplots
+from cfdistill.figures import (
+    FONT,
+    PAGE,
+    RIGHT,
+    WRONG,
+    legend_below,
+    method_bars,
+    require_rows,
+    styled,
+    subplots,
+)
 from cfdistill.schema import Prediction, Question
 
 if TYPE_CHECKING:
@@ -62,6 +72,32 @@ def answers_table(
             )
     columns = ["id", "stem", "options", "gold", "stereotype", "method", "predicted", "text", "parsed"]
     return pd.DataFrame(rows, columns=columns).astype({"stereotype": "Int64"})
+
+
+@styled
+def fig_audits(table: pd.DataFrame) -> Figure:
+    """Draw accuracy, and the share of answers that stay as they were, by audit, condition and method.
+
+    Args:
+        table: from `audit.table`; of one training run per method.
+    """
+    require_rows(table, "audits (audit_questions is 0)")
+    audits = list(table["audit"].drop_duplicates())
+    fig, axes = subplots(2, len(audits), width=PAGE, height=4.0)
+    for column, name in enumerate(audits):
+        rows = table[table["audit"] == name]
+        rows = rows.assign(label=[textwrap.fill(words, 10) for words in rows["condition"]])
+        untouched = rows["condition"].iloc[0]
+        changed = rows[rows["condition"] != untouched]  # the first condition is what the others are held to
+        same = changed.assign(
+            accuracy=changed["same_answer"], ci_low=changed["same_low"], ci_high=changed["same_high"]
+        )
+        above, below = axes[column], axes[column + len(audits)]
+        method_bars(above, rows, "label")
+        method_bars(below, same, "label")
+        above.set(title=f"{name}: right (%)", ylim=(0, 100))
+        below.set(title=f"answered as with {untouched} (%)", ylim=(0, 100))
+    return legend_below(fig)
 
 
 @styled

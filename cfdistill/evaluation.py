@@ -137,9 +137,14 @@ def read_answers(
     return [(next(likeliest), False) if option is None else (option, True) for option in read]
 
 
+def rationale_of(text: str) -> str:
+    """Return a student's own words up to where the last "So the answer is" names an option."""
+    return (text.rpartition(ENDING)[0] or text).rstrip()
+
+
 def concluding(prompt: str, text: str) -> str:
-    """Return a prompt with a student's own words, up to where the last "So the answer is" names an option."""
-    return f"{prompt} {text.rpartition(ENDING)[0] or text}".rstrip() + f" {ENDING}"
+    """Return a prompt with a student's rationale, so that what comes next is the option it concludes."""
+    return f"{prompt} {rationale_of(text)}".rstrip() + f" {ENDING}"
 
 
 def choose(

@@ -113,15 +113,15 @@ def fig_headline(metrics: pd.DataFrame, chance: float | None = None) -> Figure:
     rows = rows.assign(label=[SPLIT_LABELS.get(split, split) for split in rows["test_split"]])
     lured = rows.dropna(subset="lure_rate")  # real benchmarks have none
     fig, axes = subplots(1, 1 if lured.empty else 2, width=PAGE, height=2.6)
-    _method_bars(axes[0], rows, "label")
+    method_bars(axes[0], rows, "label")
     _chance_line(axes[0], [chance] * rows["label"].nunique())
     axes[0].set(title="right answers (%), higher is better", ylim=(0, 100))
     if not lured.empty:
         ends = [proportion_interval(round(r.lure_rate * r.n), r.n) for r in measures.each_row(lured)]
         low, high = zip(*ends, strict=True)
-        _method_bars(axes[1], lured.assign(accuracy=lured["lure_rate"], ci_low=low, ci_high=high), "label")
+        method_bars(axes[1], lured.assign(accuracy=lured["lure_rate"], ci_low=low, ci_high=high), "label")
         axes[1].set(title="lured by the stereotype (%), lower is better", ylim=(0, 100))
-    return _legend_below(fig)
+    return legend_below(fig)
 
 
 @styled
@@ -146,10 +146,10 @@ def fig5_ood(metrics: pd.DataFrame, chance: Mapping[str, float] | None = None) -
         ax.set_visible(False)
     for ax, name in zip(axes, trained_on, strict=False):
         panel = rows[rows["train_dataset"] == name]
-        _method_bars(ax, panel, "label")
+        method_bars(ax, panel, "label")
         _chance_line(ax, [(chance or {}).get(d) for d in panel.drop_duplicates("label")["test_dataset"]])
         ax.set(title=f"trained on {short_name(name)}", ylim=(0, 100), ylabel="accuracy (%)")
-    return _legend_below(fig)
+    return legend_below(fig)
 
 
 @styled
@@ -201,14 +201,14 @@ def fig6_architectures(metrics: pd.DataFrame, split: str | None = None) -> Figur
     count, lines = rows["student"].nunique(), len(trained_on)
     fig, axes = subplots(lines, 2, width=PAGE, height=0.4 + 2.1 * lines, width_ratios=[3, 1])
     for ax, name in zip(axes[::2], trained_on, strict=True):
-        _method_bars(ax, rows[rows["train_dataset"] == name], "student")
+        method_bars(ax, rows[rows["train_dataset"] == name], "student")
         only = " (one student only)" if count == 1 else ""
         ax.set(title=f"{short_name(name)}, split {split}{only}", ylim=(0, 100), ylabel="accuracy (%)")
         ax.tick_params(axis="x", rotation=30 if count > 3 else 0)
     _reported_panel(axes[1])
     for ax in axes[3::2]:
         ax.set_visible(False)
-    return _legend_below(fig)
+    return legend_below(fig)
 
 
 @styled
@@ -295,7 +295,7 @@ def fig_loss_curves(log: pd.DataFrame) -> Figure:
         ax.plot(curve["step"], curve["loss"], color=color, alpha=0.2, linewidth=0.6)
         ax.plot(curve["step"], smooth, color=color, marker=marker, markevery=0.2, label=method)
     ax.set(xlabel="optimiser step", ylabel="loss per target token (nats)", ylim=(0, None))
-    return _legend_below(fig, columns=2)
+    return legend_below(fig, columns=2)
 
 
 def _note(words: str) -> Figure:
@@ -330,7 +330,7 @@ def subplots(
     return fig, list(axes.flat)
 
 
-def _method_bars(ax: Axes, rows: pd.DataFrame, x: str) -> None:
+def method_bars(ax: Axes, rows: pd.DataFrame, x: str) -> None:
     """Draw groups of bars in percent, one group per value of column `x`, one bar per method."""
     groups, methods = list(rows[x].drop_duplicates()), _methods(rows)
     width = 0.8 / len(methods)
@@ -360,7 +360,8 @@ def _chance_line(ax: Axes, shares: Sequence[float | None]) -> None:
             ax.hlines(100 * share, *ends, color="black", linestyle="--", linewidth=0.8, label="guessing")
 
 
-def _legend_below(fig: Figure, columns: int = 6) -> Figure:
+def legend_below(fig: Figure, columns: int = 6) -> Figure:
+    """Put one legend of all methods drawn under the figure."""
     named = {
         label: handle
         for ax in fig.axes

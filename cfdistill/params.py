@@ -18,7 +18,7 @@ from cfdistill.errors import ParamsError
 from cfdistill.methods import METHODS
 from cfdistill.schema import UNWRITABLE
 
-STAGES = ("data", "counterfactuals", "rationales", "training", "evaluation", "metrics")
+STAGES = ("data", "counterfactuals", "rationales", "training", "evaluation", "audits", "metrics")
 FILE_METHODS = ("ft", "ft-cot")  # those that need no more than one rationale of each original question
 DATASETS = (
     "weasel-commonsense",
@@ -137,6 +137,7 @@ class Params(BaseModel):
         160, "evaluation", "longest answer of the negative view, in tokens", ge=1
     )
     eval_batch_size: int = _param(64, None, "questions generated together", ge=1)
+    audit_questions: int = _param(20, "audits", "questions asked in each audit of a student; 0: none", ge=0)
     bootstrap_samples: int = _param(2000, "metrics", "resamples for intervals", ge=100)
 
     @field_validator("test_datasets", "methods", "scorings", "gather", mode="before")

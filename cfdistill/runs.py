@@ -37,6 +37,7 @@ NOTEBOOKS = {
     "rationales": "03_rationale_generation",
     "training": "04_training",
     "evaluation": "05_evaluation",
+    "audits": "05_evaluation",
     "metrics": "05_evaluation",
 }
 FORMAT = 1  # raise when a stage's files change meaning, so that old directories are not reused

@@ -28,5 +28,7 @@ def small_params(tmp_path: Path) -> Params:
         counterfactuals_per_question=1,
         teacher_noise=0.1,
         max_new_tokens=8,
+        max_new_tokens_elimination=12,
+        audit_questions=4,
         bootstrap_samples=100,
     )
