@@ -18,11 +18,13 @@ $(READY): requirements.lock pyproject.toml
 study: $(READY)  ## the default study: about 13 minutes on two cores, no key, no GPU, no model hub
 	$(BIN)/cfdistill run params/offline.yaml
 
+RESULTS := $(patsubst %/metrics.csv,%,$(wildcard results/*/metrics.csv))
+
 figures: $(READY)  ## table and figures anew from the committed tables, without a student, in under a minute
-	$(BIN)/cfdistill figures $(patsubst %/metrics.csv,%,$(wildcard results/*/metrics.csv))
+	$(BIN)/cfdistill figures $(RESULTS)
 
 report: $(READY)  ## the static site of the default study, from its executed notebooks and results
-	$(BIN)/cfdistill report params/offline.yaml --out docs/site
+	$(BIN)/cfdistill report params/offline.yaml --out docs/site --also $(filter-out %/offline,$(RESULTS))
 
 test: $(READY)  ## all tests, with a smoke study through all notebooks
 	$(BIN)/python -m pytest

@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides"
     )
     report.add_argument("--out", type=Path, required=True, help="folder of the site, such as docs/site")
+    report.add_argument("--also", type=Path, nargs="*", default=[], metavar="RESULTS", help="further results")
     report.set_defaults(command=_report)
 
     drawing = commands.add_parser("figures", help="draw table and figures anew from results folders alone")
@@ -169,7 +170,7 @@ def _report(args: argparse.Namespace) -> None:
     from cfdistill import report
     from cfdistill.params import Params
 
-    print(report.build(Params.from_yaml(args.profile, dict(args.overrides)), args.out))
+    print(report.build(Params.from_yaml(args.profile, dict(args.overrides)), args.out, args.also))
 
 
 def _figures(args: argparse.Namespace) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cfdistill import metrics, results, runner, runs, tables
 from cfdistill.errors import StageError
@@ -35,18 +36,17 @@ pages are one reproducible study of it: data, prompts, filters, training, tests 
 """
 
 
-def build(params: Params, folder: Path) -> Path:
+def build(params: Params, folder: Path, also: Sequence[Path] = ()) -> Path:
     """Write the site of a finished study into a folder, replacing it, and return its `index.html`.
 
     Args:
         params: of the study; its executed notebooks and its results folder are read.
         folder: of the site.
+        also: results folders, such as those of grids, that get a page of their own.
 
     Raises:
-        StageError: a notebook was not executed, the results are missing, or the folder holds other files.
+        StageError: a notebook was not executed, results are missing, or the folder holds other files.
     """
-    import nbformat
-
     names = runner.select((), params)
     source, executed = runs.results_folder(params), runner.executed_folder(params)
     missing = [name for name in names if not (executed / f"{name}.ipynb").is_file()]
@@ -55,19 +55,29 @@ def build(params: Params, folder: Path) -> Path:
             f"{executed} has no executed notebook {missing[0]}; make it with "
             f"`cfdistill run params/{params.profile}.yaml`"
         )
-    results.read_manifest(source)
+    manifest = results.read_manifest(source)
+    for path in also:
+        results.alt_texts(path)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "index.html").is_file():
         raise StageError(f"{folder} holds something else than a site; choose another folder with --out")
     with runs.writing(folder):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(metrics.FILES[2]))
-        rows = []
-        for name in names:
-            notebook = nbformat.read(executed / f"{name}.ipynb", as_version=4)
-            title, question = _opening(notebook.cells[0].source)
-            rows.append(f"| [{title}]({name}.html) | {question} |")
-            _write(folder / f"{name}.html", title, _notebook_html(notebook))
-        _write(folder / "index.html", HOME, _index(folder, rows))
+        links = [_add_results(folder, path) for path in also]
+        chapters = [_add_notebook(folder, executed / f"{name}.ipynb") for name in names]
+        words = INTRODUCTION + "\n".join(
+            [
+                _results(folder, "", manifest),
+                f"\nFurther results: {', '.join(links)}.\n" if links else "",
+                "## Notebooks\nExecuted, with all outputs.\n",
+                "| chapter | the question it answers |\n| --- | --- |",
+                *chapters,
+                "\n## Provenance\n",
+                "The [manifest](manifest.json) holds parameters, versions, the hash of every file, and that "
+                f"of every stage behind the numbers. Code: commit {manifest['git']['commit']}.",
+            ]
+        )
+        _write(folder / "index.html", HOME, _html(words))
     return folder / "index.html"
 
 
@@ -86,6 +96,27 @@ def page(title: str, body: str) -> str:
     )
 
 
+def _add_results(site: Path, source: Path) -> str:
+    """Copy results with a page of their own into the site and return the link to it."""
+    name = source.name
+    shutil.copytree(source / "figures", site / name / "figures", ignore=shutil.ignore_patterns("*.pdf"))
+    for file in metrics.FILES[:2]:
+        shutil.copyfile(source / file, site / name / file)
+    _write(site / f"{name}.html", name, _html(f"# {name}\n\n{_results(site, f'{name}/')}"))
+    return f"[{name}]({name}.html)"
+
+
+def _add_notebook(site: Path, path: Path) -> str:
+    """Add the page of an executed notebook and return its row of the table of chapters."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    title, _, rest = notebook.cells[0].source.partition("\n")
+    title, question = title.lstrip("# "), re.search(r"\*\*(.+?)\*\*", rest, re.DOTALL)
+    _write(site / f"{path.stem}.html", title, _notebook_html(notebook))
+    return f"| [{title}]({path.stem}.html) | {' '.join(question[1].split()) if question else ''} |"
+
+
 def _notebook_html(notebook: NotebookNode) -> str:
     """Return an executed notebook as HTML without scripts, every image with its alternative text."""
     from nbconvert import HTMLExporter
@@ -94,10 +125,8 @@ def _notebook_html(notebook: NotebookNode) -> str:
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.cell_type = "markdown"
-            folded = (
-                "<details><summary>All parameters of this run</summary>\n\n```python\n{}\n```\n</details>"
-            )
-            cell.source = folded.format(cell.source)
+            summary = "<details><summary>All parameters of this run</summary>"
+            cell.source = f"{summary}\n\n```python\n{cell.source}\n```\n</details>"
         elif cell.cell_type == "markdown":
             section = (re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) or [section])[0]
             cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", cell.source)
@@ -122,52 +151,46 @@ def _purpose(source: str) -> str:
     return str(function.__doc__).strip().partition("\n")[0]
 
 
-def _opening(source: str) -> tuple[str, str]:
-    """Return title and question of a notebook from its first cell."""
-    title, _, rest = source.partition("\n")
-    question = re.search(r"\*\*(.+?)\*\*", rest, re.DOTALL)
-    return title.lstrip("# "), " ".join(question[1].split()) if question else ""
+def _results(site: Path, place: str, manifest: Mapping[str, Any] | None = None) -> str:
+    """Return numbers and figures of a results folder in the site as markdown, all from its tables.
 
-
-def _index(folder: Path, notebooks: list[str]) -> str:
-    """Return the first page: all numbers on it come from the tables in the folder."""
-    from nbconvert.filters import markdown2html
-
-    manifest = results.read_manifest(folder)
+    Args:
+        site: folder of the site.
+        place: of the results in it: "" or a folder's name and "/".
+        manifest: of the study, if it is one.
+    """
+    folder = site / place
     measured, comparisons = (metrics.read_csv(folder, name) for name in metrics.FILES[:2])
     alt = results.alt_texts(folder)
-    words = INTRODUCTION + "\n".join(
-        [
-            f"## Results\n{_figure(folder, 'headline')}\n",
-            f"{tables.readme_block(measured, comparisons, manifest)}\n",
-            "## Notebooks\nExecuted, with all outputs.\n",
-            "| chapter | the question it answers |\n| --- | --- |",
-            *notebooks,
-            "\n## Figures",
-            *(f"{_figure(folder, name)}\n" for name in sorted(alt, key=_place) if name != "headline"),
-            "## Files\n",
-            "Table 1 as [markdown](figures/table1.md), [LaTeX](figures/table1.tex) and "
-            "[CSV](figures/table1.csv); all [metrics](metrics.csv) and [comparisons](comparisons.csv); the "
-            "[manifest](manifest.json) with parameters, versions, the hash of every file, and of every stage "
-            f"behind the numbers. Code: commit {manifest['git']['commit']}.",
-        ]
-    )
-    html = markdown2html(words)
+    first, *others = sorted(alt, key=lambda name: (name != "headline", not name.startswith("fig"), name))
+    parts = [_figure(site, place, first, alt)]
+    if (folder / "figures" / "table1.md").is_file():  # a sweep has none
+        parts.append(tables.readme_block(measured, comparisons, manifest))
+        kinds = (("markdown", "md"), ("LaTeX", "tex"), ("CSV", "csv"))
+        files = ", ".join(f"[{kind}]({place}figures/table1.{end})" for kind, end in kinds)
+        parts.append(f"This table as {files}.")
+    tidy = " and ".join(f"[{name}]({place}{name})" for name in metrics.FILES[:2])
+    parts += [f"All numbers: {tidy}.", "## Figures", *(_figure(site, place, name, alt) for name in others)]
+    return "\n\n".join(parts)
+
+
+def _figure(site: Path, place: str, name: str, alt: Mapping[str, str]) -> str:
+    """Return a figure with its files as HTML; its alternative text is its caption, too."""
+    path = f"{place}figures/{name}"
+    width = int.from_bytes((site / f"{path}.png").read_bytes()[16:20], "big") // 2
+    kinds = [kind for kind in ("pdf", "csv") if (site / f"{path}.{kind}").is_file()]
+    links = " · ".join(f'<a href="{path}.{kind}">{kind.upper()}</a>' for kind in kinds)
+    image = f'<img src="{path}.png" width="{width}" alt="{escape(alt[name])}">'
+    caption = f"<figcaption>{escape(alt[name])} {links}</figcaption>"
+    return f'<figure><div class="wide">{image}</div>{caption}</figure>'
+
+
+def _html(markdown: str) -> str:
+    """Return our own markdown as HTML, with tables that scroll where they are too wide."""
+    from nbconvert.filters import markdown2html
+
+    html: str = markdown2html(markdown)
     return html.replace("<table", '<div class="wide"><table').replace("</table>", "</table></div>")
-
-
-def _place(name: str) -> tuple[bool, str]:
-    """Order figures: those of the paper first."""
-    return not name.startswith("fig"), name
-
-
-def _figure(folder: Path, name: str) -> str:
-    """Return a figure with its files; its alternative text is its caption, too."""
-    words = escape(results.alt_texts(folder)[name])
-    width = int.from_bytes((folder / "figures" / f"{name}.png").read_bytes()[16:20], "big") // 2
-    links = " · ".join(f'<a href="figures/{name}.{kind}">{kind.upper()}</a>' for kind in ("pdf", "csv"))
-    image = f'<div class="wide"><img src="figures/{name}.png" width="{width}" alt="{words}"></div>'
-    return f"<figure>{image}<figcaption>{words} {links}</figcaption></figure>"
 
 
 def _write(path: Path, title: str, body: str) -> None:

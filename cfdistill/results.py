@@ -92,8 +92,11 @@ def picture(folder: Path, name: str) -> Image:
 
 
 def alt_texts(folder: Path) -> dict[str, str]:
-    """Return the alternative text of every figure in a results folder, by its name."""
-    texts: dict[str, str] = json.loads((folder / "figures" / "alt_texts.json").read_text(encoding="utf-8"))
+    """Return the alternative text of every figure in a results folder; StageError if none was drawn."""
+    path = folder / "figures" / "alt_texts.json"
+    if not path.is_file():
+        raise StageError(f"{path} is missing; make it with `cfdistill figures {folder}`")
+    texts: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     return texts
 
 

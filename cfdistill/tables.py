@@ -177,15 +177,23 @@ def differences(comparisons: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def readme_block(metrics: pd.DataFrame, comparisons: pd.DataFrame, manifest: Mapping[str, Any]) -> str:
+def readme_block(
+    metrics: pd.DataFrame, comparisons: pd.DataFrame, manifest: Mapping[str, Any] | None = None
+) -> str:
     """Return the README's results in markdown, made of nothing but numbers that were measured.
 
     Args:
         metrics: table with `METRIC_COLUMNS`.
         comparisons: table with `COMPARISON_COLUMNS`.
-        manifest: of the whole study; `machine` (processor, cores) and `seconds` in total are read.
+        manifest: of the whole study; `machine` (processor, cores) and `seconds` in total are read;
+            a grid has none.
     """
-    machine = manifest["machine"]
+    made = []
+    if manifest:
+        machine, minutes = manifest["machine"], manifest["seconds"] / 60
+        made.append(
+            f"Made on {machine['cores']} cores ({machine['processor']}) in {minutes:.1f} minutes in total."
+        )
     return "\n\n".join(
         [
             to_markdown(metrics, comparisons).strip(),
@@ -193,8 +201,7 @@ def readme_block(metrics: pd.DataFrame, comparisons: pd.DataFrame, manifest: Map
             f"McNemar test, Holm-adjusted over all {len(comparisons)} comparisons):",
             differences(comparisons),
             _lures(metrics),
-            f"Made on {machine['cores']} cores ({machine['processor']}) in "
-            f"{manifest['seconds'] / 60:.1f} minutes in total.",
+            *made,
             REPORTED_NOTE,
         ]
     )

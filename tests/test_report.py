@@ -95,7 +95,8 @@ class Scan(HTMLParser):
 def check_pages(site):
     """Assert of all pages what holds for any site."""
     pages = sorted(site.glob("*.html"))
-    assert len(pages) == len(runner.NOTEBOOKS) + 1
+    also = {path.parent.name for path in site.glob("*/metrics.csv")}
+    assert {path.stem for path in pages} == {"index", *also, *runner.NOTEBOOKS}
     for path in pages:
         text = path.read_text(encoding="utf-8")
         found = Scan(text)
@@ -115,11 +116,11 @@ def check_pages(site):
     assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) <= 5_000_000
 
 
-def check_numbers(site):
-    """Assert that the first page shows the digits that the tables beside it give."""
-    folder = [metrics.read_csv(site, name) for name in metrics.FILES[:2]]
-    shown = re.sub(r"<[^>]*>|\s", "", (site / "index.html").read_text(encoding="utf-8"))
-    block = tables.readme_block(*folder, results.read_manifest(site))
+def check_numbers(site, page="index.html", place="."):
+    """Assert that a page shows the digits that the tables beside it give."""
+    folder = [metrics.read_csv(site / place, name) for name in metrics.FILES[:2]]
+    shown = re.sub(r"<[^>]*>|\s", "", (site / page).read_text(encoding="utf-8"))
+    block = tables.readme_block(*folder, results.read_manifest(site) if place == "." else None)
     numbers = 0
     for line in block.splitlines():
         for part in re.split(r"\||\*|\\|`", line.lstrip("- ")):
@@ -128,13 +129,18 @@ def check_numbers(site):
                 assert bare in shown, part
                 numbers += len(re.findall(r"\d+\.\d", part))
     assert numbers > 100
-    assert (site / "figures/table1.md").read_text().startswith(tables.to_markdown(*folder, reported=True))
+    assert (
+        (site / place / "figures/table1.md")
+        .read_text()
+        .startswith(tables.to_markdown(*folder, reported=True))
+    )
 
 
 def test_site_holds_all_pages_and_nothing_from_outside(study, tmp_path):
-    index = report.build(study, tmp_path / "site")
+    index = report.build(study, tmp_path / "site", [ROOT / "results" / "offline_control"])
     check_pages(index.parent)
     check_numbers(index.parent)
+    check_numbers(index.parent, "offline_control.html", "offline_control")
     page = (index.parent / "06_qualitative_analysis.html").read_text(encoding="utf-8")
     assert "100 %" in page
     assert "1 %\r" not in page
@@ -161,6 +167,8 @@ def test_site_needs_a_finished_study_and_a_folder_of_its_own(study, tmp_path, ca
     with pytest.raises(StageError, match="holds something else than a site"):
         report.build(study, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").is_file()
+    with pytest.raises(StageError, match="make it with `cfdistill figures"):
+        report.build(study, tmp_path / "site", [tmp_path / "mine"])
     (runner.executed_folder(study) / "05_evaluation.ipynb").unlink()
     with pytest.raises(StageError, match="has no executed notebook 05_evaluation; make it with"):
         report.build(study, tmp_path / "site")
@@ -172,8 +180,12 @@ def test_site_needs_a_finished_study_and_a_folder_of_its_own(study, tmp_path, ca
 def test_committed_site_is_that_of_the_committed_results():
     check_pages(COMMITTED)
     check_numbers(COMMITTED)
-    for name in ("metrics.csv", "comparisons.csv", "manifest.json"):
-        assert (COMMITTED / name).read_bytes() == (ROOT / "results/offline" / name).read_bytes(), name
+    places = {path.parent.name: path.parent for path in COMMITTED.glob("*/metrics.csv")}
+    for name, copied in {"offline": COMMITTED, **places}.items():
+        for file in metrics.FILES[:2]:
+            assert (copied / file).read_bytes() == (ROOT / "results" / name / file).read_bytes(), copied
+        if name != "offline" and (copied / "figures" / "table1.md").is_file():
+            check_numbers(COMMITTED, f"{name}.html", name)
 
 
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="Chromium is not installed")
