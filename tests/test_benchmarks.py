@@ -257,8 +257,10 @@ def test_the_hub_gives_the_same_questions(tmp_path, monkeypatch, name):
 def test_hub_repositories_are_pinned_and_a_failing_one_is_one_sentence(tmp_path, monkeypatch):
     import datasets
 
-    for name, info in data.BENCHMARKS.items():
-        assert name == "user" or re.fullmatch("[0-9a-f]{40}", info.hub[1])
+    for info in data.BENCHMARKS.values():
+        assert info.hub is None or re.fullmatch("[0-9a-f]{40}", info.hub[1])
+    with pytest.raises(DataError, match="user's questions come from files"):
+        data.load("user", "test", whole(tmp_path, data_source="hub"))
     asked = []
 
     def unreachable(*args, **kwargs):

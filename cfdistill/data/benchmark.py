@@ -50,7 +50,7 @@ class Benchmark:
 
     title: str
     folder: str  # under data_root
-    hub: tuple[str, str, str | None]  # repository, revision, configuration
+    hub: tuple[str, str, str | None] | None  # repository, revision, configuration; None: files only
     sources: Mapping[str, Source]  # by split; without `validation`, a tenth of `train` is held out
     read: Callable[[dict[str, Any], str], Raw]  # from a row, and a name for it if it has no id
 
@@ -142,7 +142,11 @@ def _raw_rows(benchmark: Benchmark, source: Source, params: Params) -> Iterator[
         yield raw
     if bad:
         found = "; ".join(f"{count} {reason} (first: {first[reason]})" for reason, count in bad.items())
-        where = _path(benchmark, source, params) if params.data_source == "files" else benchmark.hub[0]
+        where = (
+            _path(benchmark, source, params)
+            if params.data_source == "files"
+            else f"hub split {source.hub_split}"
+        )
         raise DataError(f"{where}: no {benchmark.title} rows: {found}; mend or delete them")
 
 
@@ -170,6 +174,8 @@ def _parse(line: bytes) -> Any:
 def _hub_rows(benchmark: Benchmark, source: Source, params: Params) -> Iterator[tuple[int, Any]]:
     from datasets import load_dataset
 
+    if benchmark.hub is None:
+        raise DataError(f"{benchmark.title} questions come from files; set data_source: files")
     repository, revision, configuration = benchmark.hub
     local = resolve(params.data_root) / "hub" / repository  # a clone, for machines without network
     try:

@@ -23,7 +23,7 @@ def read(row: dict[str, Any], name: str) -> Raw:
 BENCHMARK = Benchmark(
     "user's",
     "user",
-    ("user", "main", None),
+    None,
     {
         "train": Source("train.jsonl", "train", None),
         "validation": Source("validation.jsonl", "validation", None),
