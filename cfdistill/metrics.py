@@ -44,6 +44,11 @@ def main_scoring(method: str) -> str:
     return "label" if method == "ft" else "direct"
 
 
+def reference(methods: Iterable[str]) -> str:
+    """Return the method that others are compared with: the last in `METHOD_ORDER`, cf-distill if there."""
+    return max(methods, key=METHOD_ORDER.index)
+
+
 def predictions_table(
     predictions: Sequence[Prediction], train_dataset: str, student: str, seed: int
 ) -> pd.DataFrame:
@@ -88,11 +93,12 @@ def metrics_table(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparisons_table(predictions: pd.DataFrame, samples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Compare cf-distill with every other method on the same items.
+    """Compare cf-distill, or the last method of a study without it, with every other one.
 
-    Each method counts with its main scoring, over the training seeds that both methods have. Holm's
-    correction is taken over all rows of the table. `n_for_3_points` is how many items would show a
-    difference of three points with 80 % power, if the two methods differed on items as often as here.
+    They answered the same items. Each method counts with its main scoring, over the training seeds that
+    both methods have. Holm's correction is taken over all rows of the table. `n_for_3_points` is how many
+    items would show a difference of three points with 80 % power, if the two methods differed on items
+    as often as here.
 
     Args:
         predictions: table with `PREDICTION_COLUMNS`, of one study or several.
@@ -112,13 +118,14 @@ def comparisons_table(predictions: pd.DataFrame, samples: int = 2000, seed: int 
     for keys, group in _with_subsets(predictions).groupby(cell, sort=False):
         methods = set(group["method"])
         answers = {m: _right_by_seed(group[group["method"] == m], m) for m in methods}
-        for other in sorted(methods - {OURS}) if OURS in methods else []:
-            ours, theirs = _paired(answers[OURS], answers[other], f"{OURS} and {other}", keys)
+        first = reference(methods)
+        for other in sorted(methods - {first}):
+            ours, theirs = _paired(answers[first], answers[other], f"{first} and {other}", keys)
             found = stats.paired_bootstrap(ours, theirs, samples, seed)
             p = stats.mcnemar_exact(ours, theirs)
             effect = stats.cohens_h(ours.mean(), theirs.mean())
             needed = stats.items_needed(float((ours != theirs).mean()))
-            rows.append([*keys, OURS, other, ours.shape[1], *found, p, p, len(ours), effect, needed])
+            rows.append([*keys, first, other, ours.shape[1], *found, p, p, len(ours), effect, needed])
     table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
     table["p_holm"] = stats.holm(table["p_mcnemar"].tolist())
     return _ordered(table, COMPARISON_KEYS)

@@ -97,10 +97,11 @@ def caption(metrics: pd.DataFrame) -> str:
     seeds = f"{'seed' if metrics['seed'].nunique() == 1 else 'mean of seeds'} {_names(metrics['seed'])}"
     if cells["seeds"].nunique() > 1:
         seeds += ", as many of them as the column seeds says"
+    first = measures.reference(metrics["method"])
     return (
         f"Accuracy in % with 95 % intervals; trained on {_names(metrics['train_dataset'])}, student "
         f"{_names(metrics['student'])}, {each}, {seeds}. Bold: highest. "
-        f"*: differs from {measures.OURS} (exact McNemar test, Holm-adjusted p < {ALPHA})."
+        f"*: differs from {first} (exact McNemar test, Holm-adjusted p < {ALPHA})."
     )
 
 

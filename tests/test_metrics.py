@@ -151,8 +151,11 @@ def test_comparisons_pair_by_question_not_by_position():
     assert compared(answers, samples=200).equals(compared(shuffled, samples=200))
 
 
-def test_comparisons_without_ours_are_empty():
-    assert compared(simulate(["ft", "ft-cot"])).empty
+def test_without_cf_distill_the_last_method_is_compared():
+    table = compared(simulate(["ft", "ft-cot"]))
+    assert set(table["method_a"]) == {"ft-cot"}
+    assert set(table["method_b"]) == {"ft"}
+    assert compared(simulate(["ft"])).empty
     assert list(compared(simulate(["ft"])).columns) == metrics.COMPARISON_COLUMNS
 
 
