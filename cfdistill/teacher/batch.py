@@ -9,7 +9,6 @@ is missing. Requests and results are files in OpenAI's format, so any other engi
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -109,20 +108,19 @@ def _collector(params: Params) -> Collector:
 
 
 def _write_requests(teacher: Collector, wanted: dict[str, Prompt], target: Path) -> Counter[str]:
+    lines: list[str] = []
     written: Counter[str] = Counter()
-    size, unfinished = 0, target.with_name(f"{target.name}.partial")
+    size = 0
+    for key, prompt in wanted.items():
+        request = {"custom_id": key, "method": "POST", "url": URL, "body": teacher.request(prompt)}
+        lines.append(json.dumps(request) + "\n")  # in ASCII, so that a character is a byte
+        size += len(lines[-1])
+        if len(lines) > MAX_REQUESTS or size > MAX_BYTES:
+            lines.pop()
+            break
+        written[prompt.task] += 1
     with runs.writing(target):
-        with unfinished.open("wb") as out:
-            for key, prompt in wanted.items():
-                body = teacher.request(prompt)
-                request = {"custom_id": key, "method": "POST", "url": URL, "body": body}
-                line = json.dumps(request).encode() + b"\n"
-                size += len(line)
-                if written.total() == MAX_REQUESTS or size > MAX_BYTES:
-                    break
-                out.write(line)
-                written[prompt.task] += 1
-        os.replace(unfinished, target)
+        runs.write_text(target, "".join(lines))
     return written
 
 
@@ -325,13 +323,8 @@ def _load(teacher: Collector) -> Submission | None:
 
 def _save(teacher: Collector, submission: Submission) -> Submission:
     file = _beside(teacher, "json")
-    unfinished = file.with_name(f"{file.name}.partial")
     with runs.writing(file):
-        with unfinished.open("w", encoding="utf-8") as out:
-            json.dump(asdict(submission), out, indent=1)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(unfinished, file)
+        runs.write_text(file, json.dumps(asdict(submission), indent=1))
     return submission
 
 

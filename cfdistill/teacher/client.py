@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cfdistill import runs
-from cfdistill.errors import CfdistillError, TeacherError
+from cfdistill.errors import CfdistillError, ParamsError, TeacherError
 from cfdistill.params import Params
 from cfdistill.teacher import offline, prices, spending
 from cfdistill.teacher.cache import Cache
@@ -158,7 +158,7 @@ class Teacher:
         params, handler = self.params, self._handler
         if params.teacher == "offline" and handler is None:
             handler = offline.SceneTeacher(params.teacher_noise, params.data_seed)
-        return Endpoint(params, self.base_url, self.model, self.cache, self.budget, self.usage, handler)
+        return Endpoint(self, handler)
 
     def _progress(self, wanted: Collection[str]) -> str:
         there = len(self.cache.get(wanted))
@@ -186,7 +186,12 @@ def _budget(model: str, params: Params, cache: Cache) -> Budget:
     """Return the cap for a live model, less what its answers in the cache have cost already."""
     if params.teacher != "live" or not params.teacher_budget_usd:
         return Budget(0.0, None)
-    price = prices.require(model, params)
+    price = prices.find(model, params)
+    if price is None:
+        raise ParamsError(
+            f"teacher_budget_usd: the price of {model} is not known; give it by teacher_prices, a YAML file "
+            "like cfdistill/teacher/prices.yaml, or set teacher_budget_usd to 0 for no cap"
+        )
     spent = (spending.dollars(total, params) or 0.0 for total in cache.totals() if total.model == model)
     return Budget(params.teacher_budget_usd, price, sum(spent))
 

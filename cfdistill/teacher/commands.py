@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,57 +19,34 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
     """Add `teacher` and its subcommands to the command line."""
     teacher = commands.add_parser("teacher", help="forecast, limit and move the teacher's answers")
     actions = teacher.add_subparsers(required=True, metavar="ACTION")
-    _add(actions, "forecast", "requests, tokens and dollars of a study, before any is spent", _forecast)
-    _add_exchange(actions)
-    _add_batch(actions)
-
-
-def _add_exchange(actions: argparse._SubParsersAction[Any]) -> None:
-    """Add what looks into one cache: that of a profile, by default the default study's, or any file."""
-    for name, text, command in (
-        ("stats", "answers, tokens, dollars and hit rate of a cache", _stats),
-        ("export-cache", "write a cache's answers to a JSON Lines file", _export_cache),
-        ("import-cache", "add the answers of a JSON Lines file to a cache", _import_cache),
+    for name, command, text in (
+        ("forecast", _forecast, "requests, tokens and dollars of a study, before any is spent"),
+        ("stats", _stats, "answers, tokens, dollars and hit rate of a cache"),
+        ("export-cache", _export_cache, "write a cache's answers to a JSON Lines file"),
+        ("import-cache", _import_cache, "add the answers of a JSON Lines file to a cache"),
+        ("batch-export", _batch_export, "write the missing answers' requests as a file for the Batch API"),
+        ("batch-import", _batch_import, "store the answers of a Batch API's result file"),
+        ("batch-submit", _batch_submit, "send the missing answers' requests to the endpoint"),
+        ("batch-status", _batch_status, "say how far the batch under way is"),
+        ("batch-fetch", _batch_fetch, "store the answers of the batch under way, once it has ended"),
     ):
-        action = _add(actions, name, text, command, optional=True)
-        action.add_argument("--cache", type=Path, metavar="FILE", help="a cache file, instead of a profile's")
-        if name != "stats":
+        action = actions.add_parser(name, help=text)
+        of_any_cache = name in ("stats", "export-cache", "import-cache")  # by default, the default study's
+        action.add_argument(
+            "profile",
+            type=Path,
+            nargs="?" if of_any_cache else None,
+            metavar="PARAMS.yaml",
+            help="parameters, such as params/offline.yaml",
+        )
+        action.add_argument(
+            "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides"
+        )
+        if of_any_cache:
+            action.add_argument("--cache", type=Path, metavar="FILE", help="a cache file, not a profile's")
+        if name.partition("-")[0] in ("export", "import") or name in ("batch-export", "batch-import"):
             action.add_argument("file", type=Path, metavar="FILE.jsonl")
-
-
-def _add_batch(actions: argparse._SubParsersAction[Any]) -> None:
-    for name, text, command in (
-        ("batch-export", "write the missing answers' requests as a file for the Batch API", _batch_export),
-        ("batch-import", "store the answers of a Batch API's result file", _batch_import),
-    ):
-        _add(actions, name, text, command).add_argument("file", type=Path, metavar="FILE.jsonl")
-    _add(actions, "batch-submit", "send the missing answers' requests to the endpoint", _batch_submit)
-    _add(actions, "batch-status", "say how far the batch under way is", _batch_status)
-    _add(actions, "batch-fetch", "store the answers of the batch under way, once it has ended", _batch_fetch)
-
-
-def _add(
-    actions: argparse._SubParsersAction[Any],
-    name: str,
-    text: str,
-    command: Callable[[argparse.Namespace], None],
-    *,
-    optional: bool = False,
-) -> argparse.ArgumentParser:
-    """Add a subcommand that takes a profile and overrides, as `cfdistill run` does."""
-    action: argparse.ArgumentParser = actions.add_parser(name, help=text)
-    action.add_argument(
-        "profile",
-        type=Path,
-        nargs="?" if optional else None,
-        metavar="PARAMS.yaml",
-        help="parameters, such as params/offline.yaml",
-    )
-    action.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides"
-    )
-    action.set_defaults(command=command)
-    return action
+        action.set_defaults(command=command)
 
 
 def _params(args: argparse.Namespace) -> Params:
@@ -84,29 +60,29 @@ def _forecast(args: argparse.Namespace) -> None:
     print(forecast.to_text(forecast.forecast(_params(args))))
 
 
-def _cache_file(args: argparse.Namespace) -> Path:
+def _open(args: argparse.Namespace, *, read_only: bool) -> closing[Cache]:
     from cfdistill.teacher.client import cache_path
 
-    return args.cache or cache_path(_params(args))
+    return closing(Cache(args.cache or cache_path(_params(args)), read_only=read_only))
 
 
 def _stats(args: argparse.Namespace) -> None:
     from cfdistill.teacher import spending
 
     params = _params(args)
-    with closing(Cache(_cache_file(args), read_only=True)) as cache:
+    with _open(args, read_only=True) as cache:
         print(spending.stats(cache, params))
     if not args.cache:
         print(*spending.hit_rates(params), sep="\n")
 
 
 def _export_cache(args: argparse.Namespace) -> None:
-    with closing(Cache(_cache_file(args), read_only=True)) as cache:
+    with _open(args, read_only=True) as cache:
         print(f"{exchange.export_cache(cache, args.file)} answers of {cache.path} written to {args.file}")
 
 
 def _import_cache(args: argparse.Namespace) -> None:
-    with closing(Cache(_cache_file(args))) as cache:
+    with _open(args, read_only=False) as cache:
         counts = exchange.import_cache(args.file, cache)
         print(
             f"{counts['new']} answers added to {cache.path}, {counts['known']} were there, "

@@ -22,11 +22,10 @@ import httpx2
 from openai import APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 
 from cfdistill.errors import TeacherError
-from cfdistill.params import Params
 from cfdistill.teacher import offline
 from cfdistill.teacher.cache import Answer, Cache
-from cfdistill.teacher.client import Usage
-from cfdistill.teacher.limits import Budget, Pace, estimate_tokens
+from cfdistill.teacher.client import Teacher
+from cfdistill.teacher.limits import Pace, estimate_tokens
 from cfdistill.teacher.prompts import Prompt
 
 Handler = Callable[[httpx2.Request], Any]
@@ -50,28 +49,13 @@ class Endpoint:
     """One model at one address, and what this process has learnt about it.
 
     Args:
-        params: concurrency, limits, timeout.
-        base_url: address of the endpoint.
-        model: name of the model.
-        cache: where answers are stored.
-        budget: what they may cost.
-        usage: is kept up to date.
+        teacher: whom to ask, within which limits, where to store; its budget and usage are kept up to date.
         handler: answers requests in process instead of the endpoint.
     """
 
-    def __init__(
-        self,
-        params: Params,
-        base_url: str,
-        model: str,
-        cache: Cache,
-        budget: Budget,
-        usage: Usage,
-        handler: Handler | None = None,
-    ) -> None:
-        self.params, self.base_url, self.model = params, base_url, model
-        self.cache, self.budget, self.usage, self.handler = cache, budget, usage, handler
-        self.pace = Pace(params.teacher_requests_per_minute, params.teacher_tokens_per_minute)
+    def __init__(self, teacher: Teacher, handler: Handler | None = None) -> None:
+        self.teacher, self.params, self.handler = teacher, teacher.params, handler
+        self.pace = Pace(self.params.teacher_requests_per_minute, self.params.teacher_tokens_per_minute)
         self.answered = False  # anything, yet
         self.takes_schema = True  # as far as is known
 
@@ -90,14 +74,14 @@ class Endpoint:
             try:
                 thread.submit(asyncio.run, self._ask_all(missing)).result()
             except OpenAIError as error:  # it may quote the key, so it must not show in a traceback
-                raise TeacherError(explain(error, self.base_url, self.model)) from None
+                raise TeacherError(explain(error, self.teacher.base_url, self.teacher.model)) from None
             finally:
                 stop.set()
 
     async def _ask_all(self, missing: Mapping[str, Prompt]) -> None:
         """Ask until all is answered, something fails, or the stop is set."""
         todo = iter(missing.items())
-        self._store = _Store(self.cache)
+        self._store = _Store(self.teacher.cache)
         watcher = asyncio.create_task(self._watch())
         try:
             async with self._connect() as client:
@@ -131,7 +115,7 @@ class Endpoint:
         transport = {"transport": httpx2.MockTransport(self.handler)} if self.handler else {}
         return AsyncOpenAI(
             api_key=key,
-            base_url=self.base_url,
+            base_url=self.teacher.base_url,
             timeout=self.params.teacher_timeout_s,
             http_client=_HttpClient(self._attempt, **transport),
         )
@@ -156,7 +140,7 @@ class Endpoint:
                     self._settle(call, answer.prompt_tokens, answer.completion_tokens)
                     self.answered = True
                     return
-                self.usage.broken += 1
+                self.teacher.usage.broken += 1
                 self._settle(call, *call.tokens)  # it may well have been billed
             except APIStatusError as error:
                 if "response_format" not in body or not refuses_schema(
@@ -167,15 +151,15 @@ class Endpoint:
             finally:
                 call.under_way = False
         raise TeacherError(
-            f"{self.base_url} answered {1 + retries} times, but not with a chat completion; check "
+            f"{self.teacher.base_url} answered {1 + retries} times, but not with a chat completion; check "
             "teacher_base_url, which usually ends in /v1"
         )
 
     def _body(self, prompt: Prompt) -> dict[str, Any]:
         """Return the body to send: as wished, but without a schema that the server has refused."""
-        body = prompt.request(self.model, self.params.teacher_max_tokens)
+        body = self.teacher.request(prompt)
         if not self.takes_schema and body.pop("response_format", None):
-            self.usage.without_schema += 1
+            self.teacher.usage.without_schema += 1
         return body
 
     def _read(self, response: httpx2.Response, key: str, prompt: Prompt, latency_s: float) -> Answer | None:
@@ -185,8 +169,8 @@ class Endpoint:
                 response.content.decode("utf-8", "replace"),
                 key=key,
                 task=prompt.task,
-                base_url=self.base_url,
-                model=self.model,
+                base_url=self.teacher.base_url,
+                model=self.teacher.model,
                 latency_s=latency_s,
             )
         except ValueError:
@@ -200,9 +184,9 @@ class Endpoint:
         if self._stop.is_set():  # the watcher has not come round to this task
             raise asyncio.CancelledError
         longest = self.params.teacher_max_tokens or usual
-        call.reserved_usd = self.budget.reserve(prompt_tokens, longest)
+        call.reserved_usd = self.teacher.budget.reserve(prompt_tokens, longest)
         call.under_way = True
-        self.usage.requests += 1
+        self.teacher.usage.requests += 1
         began = time.perf_counter()
         try:
             response = await send()
@@ -211,14 +195,14 @@ class Endpoint:
         finally:
             call.latency_s = round(time.perf_counter() - began, 4)
             if not succeeded:
-                self.budget.settle(call.reserved_usd, 0, 0)
+                self.teacher.budget.settle(call.reserved_usd, 0, 0)
                 call.under_way = False
                 if self._stop.is_set():
                     _this_task().cancel()  # else the SDK would wait for the next attempt
 
     def _settle(self, call: _Call, prompt_tokens: int, completion_tokens: int) -> None:
         self.pace.correct(prompt_tokens + completion_tokens - sum(call.tokens))
-        self.budget.settle(call.reserved_usd, prompt_tokens, completion_tokens)
+        self.teacher.budget.settle(call.reserved_usd, prompt_tokens, completion_tokens)
 
 
 class _HttpClient(DefaultAsyncHttpxClient):

@@ -7,7 +7,6 @@ to a key stays.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,15 +53,13 @@ class Line(BaseModel):
 
 def export_cache(cache: Cache, target: Path) -> int:
     """Write every answer to a file, which appears when it is whole, and return their number."""
-    count, unfinished = 0, target.with_name(f"{target.name}.partial")
+    lines = [
+        json.dumps({"schema_version": SCHEMA_VERSION, **answer._asdict()}, ensure_ascii=False) + "\n"
+        for answer in cache.answers()
+    ]
     with runs.writing(target):
-        with unfinished.open("w", encoding="utf-8") as out:
-            for answer in cache.answers():
-                line = {"schema_version": SCHEMA_VERSION, **answer._asdict()}
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
-                count += 1
-        os.replace(unfinished, target)
-    return count
+        runs.write_text(target, "".join(lines))
+    return len(lines)
 
 
 def import_cache(source: Path, cache: Cache) -> Counter[str]:
