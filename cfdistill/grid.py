@@ -66,10 +66,10 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
         ParamsError: the file is missing, or a block holds something that is no parameter.
     """
     values = read_yaml(path)
-    blocks = values.get("cells")
-    if set(values) != {"base", "cells"} or not isinstance(blocks, list) or not blocks:
+    blocks, profile = values.get("cells"), values.get("base")
+    if set(values) != {"base", "cells"} or not isinstance(profile, str) or not isinstance(blocks, list):
         raise ParamsError(f"{path}: a grid has `base: PROFILE.yaml` and `cells:`, a list of blocks")
-    base = {**read_yaml(path.parent / values["base"]), "profile": path.stem}
+    base = {**read_yaml(path.parent / profile), "profile": path.stem}
     chosen = []
     for block in blocks:
         if not isinstance(block, dict) or "method" not in block or "methods" in block:
@@ -85,7 +85,14 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
         for name in names
         if name not in (*NAMED, "test_datasets") and len({str(getattr(p, name)) for _, p in chosen}) > 1
     ]
-    return Grid(path.stem, {_cell_name(params, varied): params for _, params in chosen}, varied)
+    cells: dict[str, Params] = {}
+    for _, params in chosen:
+        name = _cell_name(params, varied)
+        if cells.setdefault(name, params) != params:
+            raise ParamsError(f"{path}: two blocks make the cell {name}, with different test_datasets")
+    if not cells:
+        raise ParamsError(f"{path}: the blocks make no cell; every list needs a value")
+    return Grid(path.stem, cells, varied)
 
 
 def _choices(name: str, value: Any) -> list[Any]:

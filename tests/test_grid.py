@@ -78,6 +78,7 @@ def test_blocks_are_crossed_and_names_tell_what_differs(tmp_path):
 @pytest.mark.parametrize(
     ("block", "said"),
     [
+        ({"method": []}, "the blocks make no cell"),
         ({"seed": 0}, "every block needs `method`"),
         ({"method": "ft", "sead": 0}, "unknown parameter sead"),
         ({"method": "magic"}, "unknown magic"),
@@ -86,6 +87,16 @@ def test_blocks_are_crossed_and_names_tell_what_differs(tmp_path):
 def test_wrong_grid_is_one_sentence(tmp_path, block, said):
     with pytest.raises(ParamsError, match=said):
         grid.read(write_grid(tmp_path, block))
+
+
+def test_two_blocks_must_not_make_one_cell(tmp_path):
+    tests = [{"method": "ft", "test_datasets": [name]} for name in ("weasel-commonsense", "weasel-science")]
+    with pytest.raises(ParamsError, match="two blocks make the cell weasel-commonsense-ft-tiny-random-seed0"):
+        grid.read(write_grid(tmp_path, *tests))
+    assert len(grid.read(write_grid(tmp_path, tests[0], tests[0])).cells) == 1
+    (tmp_path / "wrong.yaml").write_text("base: 3\ncells: []\n")
+    with pytest.raises(ParamsError, match=r"a grid has `base: PROFILE\.yaml` and `cells:`"):
+        grid.read(tmp_path / "wrong.yaml")
 
 
 CELLS = {
