@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TextLine = tuple[str, str, bool]  # text, color, bold
+LONGEST = 600  # characters of a text that are shown; data sets may hold texts of any length
 LINE, GAP = 0.155, 0.1  # inches
 
 
@@ -163,8 +164,9 @@ def _write(ax: Axes, lines: Iterable[TextLine], left: float, top: float) -> None
 
 
 def _clean(text: str) -> str:
-    """Replace what the font cannot draw: students sometimes write anything at all."""
+    """Shorten a text, and replace what the font cannot draw: students sometimes write anything at all."""
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont(FONT))
-    return "".join(c if font.get_char_index(ord(c)) else "□" for c in " ".join(text.split()))
+    words = " ".join(text[:LONGEST].split()) + (" …" if len(text) > LONGEST else "")
+    return "".join(c if font.get_char_index(ord(c)) else "□" for c in words)

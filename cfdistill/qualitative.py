@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from cfdistill import data, runs
-from cfdistill.answer_figures import answers_table
+from cfdistill.answer_figures import LONGEST, answers_table
 from cfdistill.metrics import main_scoring
 from cfdistill.params import Params
 from cfdistill.schema import Prediction
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 OUTCOMES = ("right", "lured", "other")
 REASONS = ("names no option", "contradicts itself", "names the cue", "ignores the cue")
 READINGS = ("reasons", "recites", "muddled")
-LONGEST = 600  # characters of a text that are shown; data sets may hold texts of any length
 
 
 def answers(params: Params, methods: Sequence[str]) -> pd.DataFrame:

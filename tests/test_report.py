@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_output
 
-from cfdistill import metrics, qualitative, report, results, runner, runs, tables
+from cfdistill import answer_figures, figures, metrics, qualitative, report, results, runner, runs, tables
 from cfdistill.cli import main
 from cfdistill.errors import StageError
 from cfdistill.schema import Question
@@ -208,6 +208,17 @@ def test_in_a_browser_nothing_is_asked_from_outside_and_phones_can_read_it(study
         assert tab.evaluate(count) == 0
         tab.evaluate("document.querySelector('.browse input[id$=ours-other]').click()")
         assert tab.evaluate(count) == len(HOSTILE)
+
+
+def test_texts_that_try_to_break_out_survive_their_file_and_stay_in_their_figure(tmp_path):
+    answers = hostile_answers()
+    metrics.write_csv(answers, tmp_path / "fig7_qualitative.csv")
+    again = metrics.read_csv(tmp_path, "fig7_qualitative.csv")
+    for column in ("stem", "options", "text"):
+        assert list(again[column]) == list(answers[column])
+    path = figures.save(answer_figures.fig_qualitative(again), again, tmp_path, "fig7_qualitative", "Texts.")
+    assert answer_figures.fig_qualitative(again).get_size_inches()[1] < 60
+    assert path.stat().st_size > 10_000
 
 
 def test_alternative_texts_tell_the_numbers():
