@@ -145,7 +145,7 @@ def test_unit_cost_stacks_what_was_read_and_written():
     assert {"150", "1,380", "mask", "1,530 tokens per kept example"} <= set(texts(fig).splitlines())
     dollars = table.assign(read=0.00012, written=0.001, unit="US dollars")
     assert "0.00224 US dollars per kept example" in texts(figures.fig_unit_cost(dollars, "kept example"))
-    assert "no teacher was asked" in texts(figures.fig_unit_cost(table[:0], "kept example"))
+    assert "there is nothing to divide" in texts(figures.fig_unit_cost(table[:0], "kept example"))
 
 
 def test_loss_curves_draw_each_method():
