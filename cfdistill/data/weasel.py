@@ -88,13 +88,14 @@ def load(name: str, split: str, params: Params) -> list[Question]:
     Splits: `train` and `validation` (seen scenes, training wordings, spurious_rate ρ), `id` (seen
     scenes, test wording, same ρ), `shift` (seen scenes, test wording, answers uniform over the
     non-stereotype variants), `new` (unseen scenes, answers uniform over all variants). `weasel-all`
-    takes an equal part of the questions from each format; `train_scenes` counts per format.
+    puts the four formats together, each with as many scenes and questions as it has alone.
 
     Raises:
         DataError: the split is unknown, or the scenes cannot supply the questions asked for.
     """
     if name == ALL:
-        return [replace(q, dataset=ALL) for part, sizes in _parts(params) for q in load(part, split, sizes)]
+        parts = [load(f"weasel-{format}", split, params) for format in FORMATS]
+        return [replace(question, dataset=ALL) for part in parts for question in part]
     seen = seen_scenes(name, params)
     if split == "train":
         picks = _train_picks(name, seen, params)
@@ -113,15 +114,6 @@ def load(name: str, split: str, params: Params) -> list[Question]:
     else:
         raise DataError(f"{name} has no split {split!r}; it has train, validation, {', '.join(TEST_SPLITS)}")
     return [make_question(name, split, pick, params.data_seed) for pick in picks]
-
-
-def _parts(params: Params) -> list[tuple[str, Params]]:
-    """Return the four data sets of `weasel-all`, each with a quarter of every number of questions."""
-    fields = ("train_questions", "validation_questions", "test_questions", "new_questions")
-    return [
-        (f"weasel-{format}", params.model_copy(update={f: (getattr(params, f) + i) // 4 for f in fields}))
-        for i, format in enumerate(FORMATS)
-    ]
 
 
 def seen_scenes(name: str, params: Params) -> list[Scene]:
