@@ -147,14 +147,8 @@ def _answer(teacher: Collector, row: Row) -> Answer:
     """Return the answer in a result row to a missing key; raises ValueError with the reason of a failure."""
     if row.response is None or row.response.status_code != 200 or row.error:
         raise ValueError(row.failure())
-    return Answer.read(
-        json.dumps(row.response.body),  # in ASCII: a body may hold half an emoji
-        key=row.custom_id,
-        task=teacher.missing[row.custom_id].task,
-        base_url=teacher.base_url,
-        model=teacher.model,
-        batched=1,
-    )
+    body = json.dumps(row.response.body)  # in ASCII: it may hold half an emoji
+    return teacher.read(body, row.custom_id, teacher.missing[row.custom_id].task, batched=1)
 
 
 def _read_rows(source: Path) -> list[Row]:

@@ -20,7 +20,7 @@ from cfdistill import runs
 from cfdistill.errors import CfdistillError, ParamsError, TeacherError
 from cfdistill.params import Params
 from cfdistill.teacher import offline, prices, spending
-from cfdistill.teacher.cache import Cache
+from cfdistill.teacher.cache import Answer, Cache
 from cfdistill.teacher.limits import Budget
 from cfdistill.teacher.prompts import Prompt
 
@@ -129,6 +129,10 @@ class Teacher:
     def request(self, prompt: Prompt) -> dict[str, Any]:
         """Return the body of a prompt's request, as we wish it to be answered."""
         return prompt.request(self.model, self.params.teacher_max_tokens)
+
+    def read(self, response: str, key: str, task: str, **more: Any) -> Answer:
+        """Return a raw response body as an answer of this teacher; raises ValueError when it is none."""
+        return Answer.read(response, key=key, task=task, base_url=self.base_url, model=self.model, **more)
 
     def key(self, prompt: Prompt) -> str:
         """Return the cache key of a prompt: a hash of all that can change its answer."""

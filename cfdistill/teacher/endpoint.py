@@ -124,6 +124,8 @@ class Endpoint:
         """Ask until there is a chat completion, and commit it."""
         retries = RETRIES if self.answered else FIRST_RETRIES
         for _ in range(1 + retries):
+            if self._stop.is_set():
+                return
             body = self._body(prompt)
             call = self._calls[_this_task()] = _Call(estimate_tokens(prompt, self.params.teacher_max_tokens))
             try:
@@ -134,18 +136,19 @@ class Endpoint:
                     cast_to=httpx2.Response,
                     options={"max_retries": retries},
                 )
-                answer = self._read(response, key, prompt, call.latency_s)
-                if answer:
-                    await self._store.keep(answer)
-                    self._settle(call, answer.prompt_tokens, answer.completion_tokens)
-                    self.answered = True
-                    return
-                self.teacher.usage.broken += 1
-                self._settle(call, *call.tokens)  # it may well have been billed
+                text = response.content.decode("utf-8", "replace")
+                try:
+                    answer = self.teacher.read(text, key, prompt.task, latency_s=call.latency_s)
+                except ValueError:  # no chat completion, whatever its content type
+                    self.teacher.usage.broken += 1
+                    self._settle(call, *call.tokens)  # it may well have been billed
+                    continue
+                await self._store.keep(answer)
+                self._settle(call, answer.prompt_tokens, answer.completion_tokens)
+                self.answered = True
+                return
             except APIStatusError as error:
-                if "response_format" not in body or not refuses_schema(
-                    error.status_code, error.response.text
-                ):
+                if "response_format" not in body or not _refuses_schema(error):
                     raise
                 self.takes_schema = False
             finally:
@@ -161,20 +164,6 @@ class Endpoint:
         if not self.takes_schema and body.pop("response_format", None):
             self.teacher.usage.without_schema += 1
         return body
-
-    def _read(self, response: httpx2.Response, key: str, prompt: Prompt, latency_s: float) -> Answer | None:
-        """Return the answer, or None when the body is no chat completion, whatever its content type."""
-        try:
-            return Answer.read(
-                response.content.decode("utf-8", "replace"),
-                key=key,
-                task=prompt.task,
-                base_url=self.teacher.base_url,
-                model=self.teacher.model,
-                latency_s=latency_s,
-            )
-        except ValueError:
-            return None
 
     async def _attempt(self, send: Send) -> httpx2.Response:
         """Send one request of the current task's call; a successful one is under way until it is stored."""
@@ -256,9 +245,10 @@ def _this_task() -> asyncio.Task[Any]:
     return task
 
 
-def refuses_schema(status_code: int, told: str) -> bool:
+def _refuses_schema(error: APIStatusError) -> bool:
     """Tell whether a server turned a request down because of its `response_format`."""
-    return status_code in (400, 422, 501) and any(word in told.lower() for word in SCHEMA_WORDS)
+    told = error.response.text.lower()
+    return error.status_code in (400, 422, 501) and any(word in told for word in SCHEMA_WORDS)
 
 
 def explain(error: OpenAIError, base_url: str, model: str) -> str:
