@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What `make bench` compares with has its own environment: the project does not need it.
+PEERS := .venv-bench/.ready
 
 .PHONY: study figures report test test-fast lint bench lab clean
 .DEFAULT_GOAL := study
@@ -37,12 +39,18 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measured claims, into results/bench/
+$(PEERS): benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet -r $<
+	touch $@
+
+bench: $(READY) $(PEERS)  ## measured claims, into results/bench/
 	$(BIN)/python benchmarks/teacher.py
 	$(BIN)/python benchmarks/filters.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/grid.py
+	$(BIN)/python benchmarks/evaluation.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

@@ -1,101 +1,163 @@
-"""Training speed on the default study's own examples, beside Hugging Face's plain Trainer, in one run.
+"""Training speed on the default study's own examples, beside Trainer and SFTTrainer, in one run.
 
-    python benchmarks/training.py [--examples 32] [--repeats 3]
+    python benchmarks/training.py [--examples 32] [--repeats 3] [--peers-python .venv-bench/bin/python]
 
-Both sides see the same examples, the same batch size and the same number of updates, in fp32 or bf16 as
-`choose_precision` finds faster; medians over the repeats. Writes results/bench/training.csv.
+All sides see the same examples of cf-distill, the same student, every layer trained, the same batch size
+and number of updates, and save nothing; the time is that of the training loop. Each peer runs in the
+precision (fp32 or bf16) that it is faster in, ours in what `choose_precision` finds. Medians over the
+repeats. Writes results/bench/training.csv.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from peers.contest import Contestant, peers_python, row, serve, write_table
 
 from cfdistill import counterfactual, data, rationale, runs, students, training
-from cfdistill.encoding import IGNORED, encode
+from cfdistill.encoding import encode
 from cfdistill.params import Params
-from cfdistill.schema import Example
+from cfdistill.schema import write_jsonl
 
-COLUMNS = ("name", "ours", "peer", "ratio", "unit")
+PEERS = {"plain": "Trainer", "trl": "SFTTrainer"}
+TRIAL = 4  # examples on which a peer's two precisions are compared
 
 
 def main() -> None:
-    """Measure, print and write the table."""
+    """Measure, print and write the table; as `--serve` be one of our two contestants."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--examples", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peers-python", default="", help="interpreter of the peers' environment")
+    parser.add_argument("--serve", choices=("full", "frozen"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     params = Params()
+    if args.serve:
+        return serve_ours(params, frozen=args.serve == "frozen")
+    python = peers_python(args.peers_python)
     for build in (lambda p: data.build(p.train_dataset, p), counterfactual.build, rationale.build):
         build(params)
-    examples = training.make_examples(*training.read_material(params), "cf-distill")[: args.examples]
-    full = params.model_copy(update={"frozen_layers": 0})
-    plain, ours, frozen = [], [], []
-    for _ in range(args.repeats):  # in turn, so that a drifting machine is fair to all
-        plain.append(timed(lambda: train_plainly(examples, full)))
-        ours.append(timed(lambda: train_ours(examples, full)))
-        frozen.append(timed(lambda: train_ours(examples, params)))
-    peer = len(examples) / statistics.median(plain)
+    student = students.load(params.student, params)
+    examples = training.read_examples("cf-distill", params)[: args.examples]
+    targets = sum(len(encode(example, student.tokenizer).target) for example in examples)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "examples.jsonl"
+        write_jsonl(file, examples)
+        peers = {name: fastest(python, name, file, params) for name in PEERS}
+        ours = {kind: Contestant(sys.executable, "training", serve=kind) for kind in ("full", "frozen")}
+        contestants = ours | {name: contestant for name, (contestant, _) in peers.items()}
+        flops = {
+            name: contestant.turn({"examples": len(examples), "count": True})["flops"]
+            for name, contestant in contestants.items()
+            if name != "frozen"
+        }
+        turns = measure(contestants, len(examples), args.repeats)
+        for contestant in contestants.values():
+            contestant.stop()
+    peak = matmul_peak(student.model.config)
+    print(f"peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
+    seconds = {
+        name: statistics.median(t["seconds"] / t.get("epochs", 1) for t in own) for name, own in turns.items()
+    }
+    memory = {name: max(t["peak_gib"] for t in own) for name, own in turns.items()}
     rows = []
-    for name, seconds in (("all layers", ours), (f"{params.frozen_layers} layers frozen, one epoch", frozen)):
-        speed = len(examples) / statistics.median(seconds)
-        rows.append((name, f"{speed:.3f}", f"{peer:.3f}", f"{speed / peer:.2f}", "examples/s"))
-    target = runs.project_root() / "results" / "bench" / "training.csv"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
-    print(target.read_text(encoding="utf-8"))
+    for name, (_, precision) in peers.items():
+        title = f"beside {PEERS[name]} ({precision})"
+        for unit, amount in (("examples/s", len(examples)), ("target tokens/s", targets)):
+            rows.append(row(title, amount / seconds["full"], amount / seconds[name], unit))
+        rows.append(row(title, memory["full"], memory[name], "GiB peak memory", less_is_better=True))
+        mfu = [flops[side] / seconds[side] / peak for side in ("full", name)]
+        rows.append(row(title, mfu[0], mfu[1], "MFU"))
+        frozen = f"{title}, {params.frozen_layers} layers frozen as in the study"
+        rows.append(
+            row(frozen, len(examples) / seconds["frozen"], len(examples) / seconds[name], "examples/s")
+        )
+    write_table("training.csv", rows)
+    return None
 
 
-def timed(work: Callable[[], Callable[[], None]]) -> float:
-    """Prepare with `work`, then return the seconds that what it returns takes."""
-    run = work()
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+def fastest(python: Path, name: str, file: Path, params: Params) -> tuple[Contestant, str]:
+    """Return a peer in the precision it is faster in, and that precision."""
+    folder = runs.resolve(params.run_root) / "students" / params.student
+    options = {"model": folder, "examples": file, "batch_size": params.batch_size}
+    options["learning_rate"] = params.learning_rate
+    found = {}
+    for precision in ("fp32", "bf16"):
+        peer = Contestant(python, "peers.trainers", trainer=name, precision=precision, **options)
+        found[precision] = peer, peer.turn({"examples": TRIAL, "count": False})["seconds"]
+        print(f"{PEERS[name]} {precision}: {TRIAL / found[precision][1]:.2f} examples/s")
+    best = min(found, key=lambda precision: found[precision][1])
+    for precision, (peer, _) in found.items():
+        if precision != best:
+            peer.stop()
+    return found[best][0], best
 
 
-def train_ours(examples: list[Example], params: Params) -> Callable[[], None]:
-    """Return one epoch of this project's training, the pass through frozen layers included."""
+def measure(
+    contestants: dict[str, Contestant], examples: int, repeats: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the facts of every turn, each contestant having one per repeat, in turn."""
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, contestant in contestants.items():
+            turns[name].append(contestant.turn({"examples": examples, "count": False}))
+            print(f"{name}: {turns[name][-1]['seconds']:.2f} s", flush=True)
+    return turns
+
+
+def serve_ours(params: Params, *, frozen: bool) -> None:
+    """Be our contestant: one epoch with all layers trained, or the study's epochs with its frozen layers.
+
+    In the second the time is that of the whole call, with the pass through the frozen layers.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cfdistill.trainer import StudentTrainer
+
+    params = params if frozen else params.model_copy(update={"frozen_layers": 0, "epochs": 1.0})
     student = students.load(params.student, params)
-    one = params.model_copy(update={"epochs": 1.0})
+    examples = training.read_examples("cf-distill", params)
 
-    def run() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            training.train(student, examples, training.count_steps(examples, one), one, Path(folder))
+    def work(task: dict[str, Any]) -> dict[str, Any]:
+        chosen = examples[: task["examples"]]
+        steps = training.count_steps(chosen, params)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            patch.object(StudentTrainer, "_save_checkpoint"),  # the peers save nothing either
+            FlopCounterMode(display=False) if task["count"] else nullcontext() as counter,
+        ):
+            log, _ = training.train(student, chosen, steps, params, Path(folder))
+        facts = {"epochs": params.epochs, "flops": counter.get_total_flops() if counter else 0}
+        return facts if frozen else facts | {"seconds": sum(step["seconds"] for step in log)}
 
-    return run
+    serve(work)
 
 
-def train_plainly(examples: list[Example], params: Params) -> Callable[[], None]:
-    """Return one epoch of Trainer as its documentation shows it, padding to the longest of a batch."""
-    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+def matmul_peak(shape: Any, tokens: int = 320, repeats: int = 10) -> float:
+    """Return the most FLOP/s that torch reaches in fp32 on any product of a layer's or the head's shape."""
+    import torch
 
-    student = students.load(params.student, params)
-    pairs = [encode(example, student.tokenizer) for example in examples]
-    rows = [{"input_ids": p.prompt + p.target, "labels": [IGNORED] * len(p.prompt) + p.target} for p in pairs]
-
-    def run() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                output_dir=folder,
-                num_train_epochs=1,
-                per_device_train_batch_size=params.batch_size,
-                learning_rate=params.learning_rate,
-                bf16=students.choose_precision().name == "bf16",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-            )
-            collator = DataCollatorForSeq2Seq(student.tokenizer, label_pad_token_id=IGNORED)
-            Trainer(student.model, arguments, data_collator=collator, train_dataset=rows).train()
-
-    return run
+    rates = []
+    for inner, outer in (
+        (shape.hidden_size, shape.hidden_size),
+        (shape.hidden_size, shape.intermediate_size),
+        (shape.intermediate_size, shape.hidden_size),
+        (shape.hidden_size, shape.vocab_size),
+    ):
+        x, w = torch.randn(tokens, inner), torch.randn(outer, inner)
+        for _ in range(repeats):
+            began = time.perf_counter()
+            torch.nn.functional.linear(x, w)
+            rates.append(2 * tokens * inner * outer / (time.perf_counter() - began))
+    return max(rates)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ This module imports torch and transformers when it is imported; `training` does 
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
 import random
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ from cfdistill.params import Params
 from cfdistill.progress import Progress
 
 CHECKPOINTS = 5  # how often a run saves what it needs to go on after a crash
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of the C library's mallopt
 POOL = 8  # batches among whose examples similar lengths are put together
 
 
@@ -84,6 +87,18 @@ def _part(model: Any, layers: torch.nn.ModuleList) -> Any:
     part.model.embed_tokens, part.model.norm = model.model.embed_tokens, model.model.norm
     part.model.rotary_emb, part.lm_head = model.model.rotary_emb, model.lm_head
     return part
+
+
+def keep_memory() -> None:
+    """Let the C library keep freed memory for the next step, where it can be told to (glibc).
+
+    Otherwise gradients and logits go back to the system after every step, which hands out 180,000 cleared
+    pages anew in the next one: 10 % of a step's time for a student of 135M parameters.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option:
+        set_option(M_MMAP_MAX, 0)
+        set_option(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @torch.no_grad()
@@ -152,6 +167,7 @@ class StudentTrainer(Trainer):
             dataloader_pin_memory=torch.cuda.is_available(),
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be wrapped in torch's DataParallel
+        keep_memory()
         super().__init__(model, arguments, data_collator=self._collate, train_dataset=batches)
         self.remove_callback(PrinterCallback)  # its dictionaries would fill the notebook
         self.add_callback(StepReport([sum(len(rows[i]) for i in batch) for batch in batches]))

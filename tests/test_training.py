@@ -1,5 +1,8 @@
 import csv
+import platform
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +202,28 @@ def test_loss_falls_and_frozen_weights_stay(frozen: int, small_params: Params, t
     changed = {n for n, p in student.model.named_parameters() if not torch.equal(p, before[n])}
     frozen_names = ("model.embed", "model.layers.0.", "model.layers.1.") if frozen else ()
     assert changed == {name for name in before if not name.startswith(frozen_names)}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    script = """
+import resource, torch
+from cfdistill.trainer import keep_memory
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(25_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = new_pages()
+keep_memory()
+torch.ones(25_000_000)
+print(first, new_pages())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert 10 * after < before
 
 
 def test_exploding_loss_is_an_error(small_params: Params, tmp_path: Path) -> None:
