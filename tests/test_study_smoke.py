@@ -74,7 +74,9 @@ def test_all_tables_and_figures_are_there(roots):
     for name in (
         "fig1_weasel",
         "table1",
+        "headline",
         "fig5_ood",
+        "fig5_matrix",
         "fig6_architectures",
         "fig7_qualitative",
         "funnel",
