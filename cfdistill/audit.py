@@ -101,7 +101,7 @@ def read_input(
         "options alone": [p.removeprefix(stem) for p, stem in zip(whole, stems, strict=True)],
         "question alone": [p.replace(own, "") for p, own in zip(whole, options, strict=True)],
     }
-    said = {name: [evaluation.concluding(p, "") for p in own] for name, own in prompts.items()}
+    said = {name: [(p, evaluation.concluding("")) for p in own] for name, own in prompts.items()}
     return _chosen(student, questions, method, "input", said, params)
 
 
@@ -150,7 +150,7 @@ def follow_rationale(
     }
     prompts = [prompt_text(question, DIRECT) for question in questions]
     said = {
-        name: [evaluation.concluding(prompt, text) for prompt, text in zip(prompts, own_texts, strict=True)]
+        name: [(prompt, evaluation.concluding(text)) for prompt, text in zip(prompts, own_texts, strict=True)]
         for name, own_texts in texts.items()
     }
     return _chosen(student, questions, own[0].method, "rationale", said, params)
@@ -193,18 +193,25 @@ def _chosen(
     questions: Sequence[Question],
     method: str,
     name: str,
-    prompts: Mapping[str, Sequence[str]],
+    begun: Mapping[str, Sequence[tuple[str, str]]],
     params: Params,
 ) -> list[Prediction]:
+    """Let a student choose after each prompt and what it is made to have said."""
     asked = [
-        (f"{name}/{condition}", question, prompt)
-        for condition, own in prompts.items()
-        for question, prompt in zip(questions, own, strict=True)
+        (f"{name}/{condition}", question, prompt, said)
+        for condition, own in begun.items()
+        for question, (prompt, said) in zip(questions, own, strict=True)
     ]
-    chosen = evaluation.choose(student, [prompt for *_, prompt in asked], [q for _, q, _ in asked], params)
+    chosen = evaluation.choose(
+        student,
+        [prompt for _, _, prompt, _ in asked],
+        [said for *_, said in asked],
+        [question for _, question, _, _ in asked],
+        params,
+    )
     return [
         evaluation.answered(question, method, scoring, option, question.options[option], True)
-        for (scoring, question, _), option in zip(asked, chosen, strict=True)
+        for (scoring, question, _, _), option in zip(asked, chosen, strict=True)
     ]
 
 

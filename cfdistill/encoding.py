@@ -3,21 +3,25 @@
 Examples of one question share its text. They are packed into one sequence: the shared tokens once,
 then one *branch* per example, which sees the shared tokens and itself but no other branch. Branch
 positions all start where the shared tokens end, so every token gets exactly what it would get in a
-sequence of its own; a test compares the two.
+sequence of its own; a test compares the two. Families of students in which that does not hold get one
+example per sequence (`rows_of`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from cfdistill.errors import TrainingError
+from cfdistill.families import family_of
 from cfdistill.schema import Example
 
 if TYPE_CHECKING:
     import torch
+
+    from cfdistill.students import Student
 
 IGNORED = -100  # label of a token that the loss leaves out
 PADDING = -1  # branch of a padding token
@@ -33,6 +37,7 @@ class Pair:
     prompt: list[int]
     target: list[int]
     weight: float = 1.0  # of the example in the loss
+    begun: tuple[int, ...] = ()  # for a decoder: what stands before the target, and is given
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Packed:
     labels: list[int]  # the token itself if the loss is taken on it, else IGNORED
     weights: list[float]  # in the loss: its example's weight over the example's number of target tokens
     weight: float  # of all its examples together
+    source: list[int] = field(default_factory=list)  # what an encoder reads; the rest is the decoder's
 
     def __len__(self) -> int:
         """Return the number of tokens."""
@@ -57,17 +63,24 @@ def tokenize(text: str, tokenizer: Any) -> list[int]:
     return ids
 
 
+def tokenize_prompt(text: str, tokenizer: Any) -> list[int]:
+    """Return the token ids of a prompt, with the special tokens that its tokenizer puts around a text."""
+    ids: list[int] = tokenizer(text)["input_ids"]
+    return ids
+
+
 def encode(example: Example, tokenizer: Any, weight: float = 1.0) -> Pair:
     """Tokenize prompt and target apart; the target ends with the end-of-sequence token."""
     target = [*tokenize(example.target, tokenizer), tokenizer.eos_token_id]
-    return Pair(tokenize(example.prompt, tokenizer), target, weight)
+    return Pair(tokenize_prompt(example.prompt, tokenizer), target, weight)
 
 
-def check_lengths(pairs: Sequence[Pair], max_length: int) -> None:
+def check_lengths(pairs: Sequence[Pair], max_length: int, window: int) -> None:
     """Make sure that no example would have to be cut.
 
     Raises:
-        TrainingError: some are longer than `max_length` tokens; says how many and the longest.
+        TrainingError: some are longer than `max_length` tokens (says how many and the longest), or than the
+            student's `window`.
     """
     lengths = [len(pair.prompt) + len(pair.target) for pair in pairs]
     longer = [length for length in lengths if length > max_length]
@@ -76,6 +89,40 @@ def check_lengths(pairs: Sequence[Pair], max_length: int) -> None:
             f"{len(longer)} of {len(lengths)} training examples are longer than max_length={max_length} "
             f"tokens; raise max_length to {max(longer)} (cutting them would cut what is to be learned)"
         )
+    if max(lengths) > window:
+        raise TrainingError(
+            f"the longest example has {max(lengths)} tokens, and the student takes {window}; choose another"
+        )
+
+
+def rows_of(pairs: Sequence[Pair], student: Student) -> list[Packed]:
+    """Return the sequences of one question's pairs: one if the student's family packs, else one each."""
+    if family_of(student.model).packs:
+        return [pack(pairs)]
+    if student.model.config.is_encoder_decoder:
+        return [for_decoder(pair, student) for pair in pairs]
+    return [pack([pair]) for pair in pairs]
+
+
+def decoder_start(student: Student) -> list[int]:
+    """Return the tokens that every text of a decoder begins with, as it does in pre-training."""
+    before_text = student.tokenizer("")["input_ids"][:-1]  # the last one ends the text
+    return [student.model.config.decoder_start_token_id, *before_text]
+
+
+def for_decoder(pair: Pair, student: Student) -> Packed:
+    """Return the sequence of an encoder–decoder, which reads the prompt and writes the target."""
+    given = [*decoder_start(student), *pair.begun]
+    length = len(given) + len(pair.target)
+    return Packed(
+        input_ids=given + pair.target,
+        position_ids=list(range(length)),
+        branches=[1] * length,
+        labels=[IGNORED] * len(given) + pair.target,
+        weights=[0.0] * len(given) + [pair.weight / len(pair.target)] * len(pair.target),
+        weight=pair.weight,
+        source=pair.prompt,
+    )
 
 
 def pack(pairs: Sequence[Pair]) -> Packed:
@@ -111,7 +158,7 @@ def collate(rows: Sequence[Packed], hidden: Sequence[torch.Tensor] = ()) -> Batc
     Returns:
         input_ids, position_ids, branches, labels and weights (b, n); total_weight (), that of all examples;
         attention_mask (b, 1, n, n), true where row i may look at column j; with `hidden` also
-        inputs_embeds (b, n, width).
+        inputs_embeds (b, n, width); for an encoder–decoder also source and source_mask (b, m).
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -131,6 +178,9 @@ def collate(rows: Sequence[Packed], hidden: Sequence[torch.Tensor] = ()) -> Batc
         "weights": padded("weights", 0.0),
         "total_weight": torch.tensor(sum(row.weight for row in rows)),
     }
+    if rows[0].source:
+        batch["source"] = padded("source", 0)
+        batch["source_mask"] = pad_sequence([torch.ones(len(row.source)) for row in rows], True).long()
     if hidden:
         batch["inputs_embeds"] = pad_sequence(list(hidden), True)
     return batch
@@ -141,6 +191,8 @@ def last_hidden(model: Any, batch: Batch) -> torch.Tensor:
     names = ["attention_mask", "position_ids"]
     names.append("inputs_embeds" if "inputs_embeds" in batch else "input_ids")
     inputs = {name: batch[name].to(model.device) for name in names}
+    if not family_of(model).packs:  # each makes its own mask over the columns before, from the padding
+        inputs["attention_mask"] = (batch["branches"] != PADDING).long().to(model.device)
     state: torch.Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
     return state
 
@@ -154,11 +206,21 @@ def target_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]
     Returns:
         Logits (targets, vocabulary) and the target tokens (targets,), in reading order.
     """
-    hidden = last_hidden(model, batch)
-    labels = batch["labels"][:, 1:].to(hidden.device)
+    labels = batch["labels"][:, 1:].to(model.device)
     wanted = labels != IGNORED
+    if "source" in batch:
+        return _decoder_logits(model, batch)[:, :-1][wanted], labels[wanted]
+    hidden = last_hidden(model, batch)
     logits: torch.Tensor = model.get_output_embeddings()(hidden[:, :-1][wanted])
     return logits, labels[wanted]
+
+
+def _decoder_logits(model: Any, batch: Batch) -> torch.Tensor:
+    """Return an encoder–decoder's logits (b, n, vocabulary); nearly all of its tokens are targets anyway."""
+    names = {"input_ids": "source", "attention_mask": "source_mask", "decoder_input_ids": "input_ids"}
+    inputs = {name: batch[ours].to(model.device) for name, ours in names.items()}
+    logits: torch.Tensor = model(**inputs, use_cache=False).logits
+    return logits
 
 
 def target_loss(model: Any, batch: Batch) -> torch.Tensor:

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cfdistill import data, runs, training
-from cfdistill.encoding import IGNORED, Pair, collate, pack, target_logits, tokenize
+from cfdistill.encoding import (
+    IGNORED,
+    Packed,
+    Pair,
+    collate,
+    decoder_start,
+    rows_of,
+    target_logits,
+    tokenize,
+    tokenize_prompt,
+)
 from cfdistill.methods import METHODS
 from cfdistill.params import SCORINGS, Params
 from cfdistill.progress import Progress
@@ -132,8 +142,10 @@ def read_answers(
     """
     read = [read_answer(text, question.options) for text, question in zip(texts, questions, strict=True)]
     unread = [i for i, option in enumerate(read) if option is None]
-    said = [concluding(prompts[i], texts[i]) for i in unread]
-    likeliest = iter(choose(student, said, [questions[i] for i in unread], params))
+    said = [concluding(texts[i]) for i in unread]
+    likeliest = iter(
+        choose(student, [prompts[i] for i in unread], said, [questions[i] for i in unread], params)
+    )
     return [(next(likeliest), False) if option is None else (option, True) for option in read]
 
 
@@ -142,18 +154,22 @@ def rationale_of(text: str) -> str:
     return (text.rpartition(ENDING)[0] or text).rstrip()
 
 
-def concluding(prompt: str, text: str) -> str:
-    """Return a prompt with a student's rationale, so that what comes next is the option it concludes."""
-    return f"{prompt} {rationale_of(text)}".rstrip() + f" {ENDING}"
+def concluding(text: str) -> str:
+    """Return a student's rationale and how it goes on, so that what comes next is the option it concludes."""
+    return f" {rationale_of(text)}".rstrip() + f" {ENDING}"
 
 
 def choose(
-    student: Student, prompts: Sequence[str], questions: Sequence[Question], params: Params
+    student: Student,
+    prompts: Sequence[str],
+    said: Sequence[str],
+    questions: Sequence[Question],
+    params: Params,
 ) -> list[int]:
-    """Return each question's option with the highest log-likelihood per character after its prompt."""
+    """Return each question's option with the highest log-likelihood per character after what was said."""
     if not prompts:
         return []
-    scores = option_scores(student, prompts, [q.options for q in questions], params.eval_batch_size)
+    scores = option_scores(student, prompts, [q.options for q in questions], params.eval_batch_size, said)
     return [int(i) for i in scores.argmax(axis=1)]
 
 
@@ -204,9 +220,10 @@ def vote(
         first, second = (
             option_scores(
                 student,
-                [concluding(prompt_text(questions[i], token), view[i].text) for i in torn],
+                [prompt_text(questions[i], token) for i in torn],
                 options,
                 params.eval_batch_size,
+                [concluding(view[i].text) for i in torn],
             )
             for token, view in ((DIRECT, direct), (ELIMINATION, elimination))
         )
@@ -242,13 +259,14 @@ def generate(student: Student, prompts: Sequence[str], max_new_tokens: int, batc
 
     Prompts of similar length share a batch; a prompt's answer does not depend on the others in it.
     """
-    ids = [tokenize(prompt, student.tokenizer) for prompt in prompts]
+    ids = [tokenize_prompt(prompt, student.tokenizer) for prompt in prompts]
+    generate_batch = _decode_batch if student.model.config.is_encoder_decoder else _generate_batch
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     texts = [""] * len(prompts)
     progress = Progress(len(prompts), "answer")
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        answers = _generate_batch(student, [ids[i] for i in chosen], max_new_tokens)
+        answers = generate_batch(student, [ids[i] for i in chosen], max_new_tokens)
         for i, answer in zip(chosen, answers, strict=True):
             texts[i] = student.tokenizer.decode(answer).strip()
         progress.update(start + len(chosen))
@@ -291,14 +309,45 @@ def _generate_batch(student: Student, prompts: list[list[int]], max_new_tokens: 
     return answers
 
 
+def _decode_batch(student: Student, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """Let an encoder read the prompts, and its decoder answer greedily."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    end, start = student.tokenizer.eos_token_id, decoder_start(student)
+    ids = [torch.tensor(prompt, device=student.model.device) for prompt in prompts]
+    with torch.inference_mode():
+        made = student.model.generate(
+            pad_sequence(ids, True, end),
+            attention_mask=pad_sequence([torch.ones_like(row) for row in ids], True),
+            decoder_input_ids=torch.tensor([start] * len(ids), device=student.model.device),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+    answers: list[list[int]] = made[:, len(start) :].tolist()
+    return [answer[: answer.index(end)] if end in answer else answer for answer in answers]
+
+
 def option_scores(
-    student: Student, prompts: Sequence[str], options: Sequence[tuple[str, ...]], batch_size: int
+    student: Student,
+    prompts: Sequence[str],
+    options: Sequence[tuple[str, ...]],
+    batch_size: int,
+    said: Sequence[str] = (),
 ) -> NDArray[np.float64]:
     """Return every option's log-likelihood per character after its prompt.
 
     This is the `acc_norm` score of lm-evaluation-harness: the sum of the token log-probabilities of
     " " + option, in nats, divided by the option's length in characters. The prompt is computed once
-    for all of its options.
+    for all of its options, in families where that is exact.
+
+    Args:
+        student: any.
+        prompts: what is asked.
+        options: the answers to choose from, per prompt.
+        batch_size: sequences computed together.
+        said: how the student has begun its answer, per prompt; empty: not yet.
 
     Returns:
         Scores (prompts, options); -inf where a prompt has fewer options than others.
@@ -307,10 +356,12 @@ def option_scores(
     import torch
 
     scores = np.full((len(prompts), max(map(len, options), default=0)), -np.inf)
-    rows = []
-    for prompt, own in zip(prompts, options, strict=True):
-        ids = tokenize(prompt, student.tokenizer)
-        rows.append(pack([Pair(ids, tokenize(f" {option}", student.tokenizer)) for option in own]))
+    rows: list[Packed] = []
+    places: list[tuple[int, int]] = []  # of a row: its prompt, and the option in its first branch
+    for i, (prompt, own) in enumerate(zip(prompts, options, strict=True)):
+        made = rows_of([_answer(student, prompt, said[i] if said else "", option) for option in own], student)
+        rows += made
+        places += [(i, first) for first in range(len(made))]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -322,7 +373,15 @@ def option_scores(
         totals = np.zeros((len(chosen), scores.shape[1] + 1))  # column 0 is for the shared tokens
         row, column = wanted.nonzero()[:, 0].numpy(), batch["branches"][wanted].numpy()
         np.add.at(totals, (row, column), per_token)
-        for total, i in zip(totals, chosen, strict=True):
-            lengths = [len(option) for option in options[i]]
-            scores[i, : len(lengths)] = total[1 : len(lengths) + 1] / lengths
+        for total, k in zip(totals, chosen, strict=True):
+            (i, first), branches = places[k], rows[k].branches[-1]
+            lengths = [len(option) for option in options[i][first : first + branches]]
+            scores[i, first : first + branches] = total[1 : branches + 1] / lengths
     return scores
+
+
+def _answer(student: Student, prompt: str, said: str, option: str) -> Pair:
+    tokenizer, target = student.tokenizer, tokenize(f" {option}", student.tokenizer)
+    if student.model.config.is_encoder_decoder:  # what was said stands in the decoder
+        return Pair(tokenize_prompt(prompt, tokenizer), target, begun=tuple(tokenize(said, tokenizer)))
+    return Pair(tokenize_prompt(f"{prompt}{said}", tokenizer), target)

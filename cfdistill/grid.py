@@ -101,7 +101,7 @@ def _choices(name: str, value: Any) -> list[Any]:
 
 
 def _cell_name(params: Params, varied: Sequence[str]) -> str:
-    parts = [params.train_dataset, params.methods[0], params.student, f"seed{params.seed}"]
+    parts = [params.train_dataset, params.methods[0], params.student_name, f"seed{params.seed}"]
     parts += [f"{name}{getattr(params, name)}" for name in varied]
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in "-".join(parts))
 
@@ -287,7 +287,7 @@ def write_cell(folder: Path, evaluations: Sequence[Path]) -> None:
     params = Params.build(manifests[0]["params"], str(evaluations[0]))
     files = [file for path in evaluations for file in sorted(path.glob("predictions.*.jsonl"))]
     predictions = [p for file in files for p in read_jsonl(file, Prediction)]
-    table = metrics.predictions_table(predictions, params.train_dataset, params.student, params.seed)
+    table = metrics.predictions_table(predictions, params.train_dataset, params.student_name, params.seed)
     partial = folder.with_name(f".{folder.name}.partial")
     with runs.writing(folder):
         shutil.rmtree(partial, ignore_errors=True)

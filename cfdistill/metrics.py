@@ -188,7 +188,7 @@ def build(params: Params) -> runs.Stage:
             for split in data.test_splits(dataset, params):
                 for file in sorted(done.path.glob(f"predictions.{split}.*.jsonl")):
                     predictions += done.read(file.name, Prediction)
-    table = predictions_table(predictions, params.train_dataset, params.student, params.seed)
+    table = predictions_table(predictions, params.train_dataset, params.student_name, params.seed)
     comparisons = comparisons_table(table, params.bootstrap_samples)
     with made.draft(params, inputs) as draft:
         write_results(draft.path, metrics_table(table), comparisons, table)

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cfdistill.errors import ParamsError
+from cfdistill.families import HUB
 from cfdistill.methods import METHODS
 from cfdistill.schema import UNWRITABLE
 
@@ -36,7 +37,7 @@ DATASETS = (
     "user",
 )
 SCORINGS = ("direct", "elimination", "vote", "likelihood", "label")
-STUDENTS = ("smollm2-135m", "tiny-random")
+STUDENTS = ("smollm2-135m", "tiny-random", *HUB)
 
 
 def _param(default: Any, stage: str | None, text: str, **limits: Any) -> Any:
@@ -56,7 +57,12 @@ class Params(BaseModel):
         list(DATASETS[:4]), "metrics", "what it is tested on; others than train_dataset are OOD"
     )
     methods: list[str] = _param(["ft", "ft-cot", "cf-distill"], "metrics", "training methods to compare")
-    student: str = _param("smollm2-135m", "training", f"one of {', '.join(STUDENTS)}")
+    student: str = _param(
+        "smollm2-135m", "training", "the small language model: a name, or path/to/folder with safetensors"
+    )
+    strategy_tokens: Literal["text", "special"] = _param(
+        "text", "training", "how strategy tokens are written: text | special (one new token each)"
+    )
     seed: int = _param(0, "training", "seed of training order and dropout", ge=0, lt=2**32)
     teacher: Literal["offline", "recorded", "live"] = _param(
         "offline", "counterfactuals", "who answers the prompts: offline | recorded | live"
@@ -162,7 +168,7 @@ class Params(BaseModel):
             ("test_datasets", self.test_datasets, DATASETS),
             ("methods", self.methods, tuple(METHODS)),
             ("scorings", self.scorings, SCORINGS),
-            ("student", [self.student], STUDENTS),
+            ("student", [self.student], (*STUDENTS, *([self.student] if "/" in self.student else []))),
         ):
             _check_list(name, values, known)
         if self.teacher_batch and self.teacher != "live":
@@ -189,6 +195,11 @@ class Params(BaseModel):
         if not self.rationale_file:
             raise ValueError("rationale_source: file needs rationale_file, the path of the rationales")
         return self
+
+    @property
+    def student_name(self) -> str:
+        """Return the student's name, which is the folder's for one given by its path."""
+        return Path(self.student).name
 
     @property
     def has_counterfactuals(self) -> bool:

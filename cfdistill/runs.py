@@ -172,7 +172,7 @@ def stage(name: str, params: Params, **extra: str) -> Stage:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     readable = [extra.get("dataset", params.train_dataset)]
     if "method" in extra:
-        readable = [params.train_dataset, extra["method"], params.student, f"seed{params.seed}"]
+        readable = [params.train_dataset, extra["method"], params.student_name, f"seed{params.seed}"]
         readable += [extra["dataset"]] if "dataset" in extra else []
     return Stage(name, key, resolve(params.run_root) / name / f"{'-'.join(readable)}-{digest}")
 

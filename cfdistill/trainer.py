@@ -27,6 +27,7 @@ from transformers import (
 
 from cfdistill.encoding import Batch, Packed, collate, last_hidden, target_loss
 from cfdistill.errors import TrainingError
+from cfdistill.families import freeze
 from cfdistill.params import Params
 from cfdistill.progress import Progress
 
@@ -54,26 +55,22 @@ def draw_batches(lengths: Sequence[int], batch_size: int, steps: int, seed: int)
     return batches[:steps]
 
 
-def split_layers(model: PreTrainedModel, frozen: int) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Split a Llama-like model into its `frozen` lowest layers and the rest, sharing all weights.
+def split_layers(model: PreTrainedModel, frozen: int) -> tuple[PreTrainedModel | None, PreTrainedModel]:
+    """Freeze a model's lowest layers, and split a Llama into these and the rest, sharing all weights.
 
     The lower part ends before the final norm and trains nothing. The upper part is fed what the
     lower one puts out, as `inputs_embeds`; it trains everything but the embeddings and the head
-    tied to them.
+    tied to them. Other families, which add positions to `inputs_embeds` once more, stay whole.
 
     Raises:
-        TrainingError: the model has too few layers, or is not built like a Llama.
+        TrainingError: the model has too few layers, or an encoder.
     """
-    layers = getattr(getattr(model, "model", None), "layers", None)
-    if layers is None or not hasattr(model.model, "rotary_emb"):
-        raise TrainingError("frozen_layers needs a student built like a Llama; set frozen_layers=0")
-    if frozen >= len(layers):
-        raise TrainingError(f"frozen_layers={frozen}, but the student has {len(layers)} layers; set fewer")
+    freeze(model, frozen)
+    if model.config.model_type != "llama":
+        return None, model
+    layers = model.model.layers
     lower, upper = _part(model, layers[:frozen]), _part(model, layers[frozen:])
     lower.model.norm = torch.nn.Identity()
-    model.requires_grad_(False)
-    upper.model.layers.requires_grad_(True)
-    upper.model.norm.requires_grad_(True)
     return lower.eval(), upper
 
 
@@ -170,7 +167,9 @@ class StudentTrainer(Trainer):
         keep_memory()
         super().__init__(model, arguments, data_collator=self._collate, train_dataset=batches)
         self.remove_callback(PrinterCallback)  # its dictionaries would fill the notebook
-        self.add_callback(StepReport([sum(len(rows[i]) for i in batch) for batch in batches]))
+        self.add_callback(
+            StepReport([sum(len(rows[i]) + len(rows[i].source) for i in batch) for batch in batches])
+        )
 
     def _collate(self, entries: list[list[int]]) -> Batch:
         (indices,) = entries

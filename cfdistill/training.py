@@ -11,12 +11,14 @@ import resource
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from cfdistill import counterfactual, data, runs, students
-from cfdistill.encoding import Packed, check_lengths, encode, pack
+from cfdistill.encoding import Packed, check_lengths, encode, rows_of
 from cfdistill.errors import TrainingError
+from cfdistill.families import widths
 from cfdistill.methods import METHODS
 from cfdistill.params import Params
 from cfdistill.schema import (
@@ -70,7 +72,7 @@ def build(method: str, params: Params) -> runs.Stage:
 def load_trained(method: str, params: Params) -> Student:
     """Return the trained student of a method; raises StageError when it is not there."""
     made = runs.require(runs.stage("training", params, method=method))
-    return students.load_folder(params.student, made.path / "model")
+    return students.load_folder(params.student_name, made.path / "model")
 
 
 def upstream(params: Params) -> list[runs.Stage]:
@@ -156,7 +158,7 @@ def train(
 
     Args:
         student: its weights change, above the frozen layers.
-        examples: those of one question are packed into one sequence.
+        examples: those of one question share a step, and a sequence in families where that is exact.
         steps: optimiser steps.
         params: batch_size, learning_rate, frozen_layers, max_length, seed.
         folder: checkpoints; a complete one found there is gone on from.
@@ -173,15 +175,17 @@ def train(
     from cfdistill.trainer import StudentTrainer, draw_batches, lower_states, split_layers
 
     groups = _by_question(examples)
-    rows = pack_examples(examples, student.tokenizer, params)
+    packed = pack_examples(examples, student, params)
     batch_size = _questions_per_step(groups, params)
-    batches = draw_batches([len(row) for row in rows], batch_size, steps, params.seed)
-    shape = student.model.config
-    precision = students.choose_precision(shape.hidden_size, shape.intermediate_size)
+    drawn = draw_batches([sum(map(len, own)) for own in packed], batch_size, steps, params.seed)
+    rows = [row for own in packed for row in own]
+    ends = list(accumulate(map(len, packed), initial=0))
+    batches = [[row for i in batch for row in range(ends[i], ends[i + 1])] for batch in drawn]
+    precision = students.choose_precision(*widths(student.model.config))
     model, states = student.model, []
     if params.frozen_layers:
         lower, model = split_layers(student.model, params.frozen_layers)
-        states = lower_states(lower, rows, params.eval_batch_size)
+        states = lower_states(lower, rows, params.eval_batch_size) if lower else []
     trained = students.weight_bytes(p for p in model.parameters() if p.requires_grad)
     checkpoint = students.weight_bytes(model.parameters()) + 2 * trained  # AdamW keeps two moments
     students.check_space(folder, students.weight_bytes(student.model.parameters()) + 2 * checkpoint)
@@ -189,9 +193,9 @@ def train(
     with students.quiet_weights():
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     student.model.eval()
-    epoch_steps = math.ceil(len(rows) / batch_size)
+    epoch_steps = math.ceil(len(packed) / batch_size)
     log = [row | {"epoch": row["step"] / epoch_steps} for row in trainer.state.log_history if "loss" in row]
-    tokens = sum(len(rows[i]) for batch in batches for i in batch)
+    tokens = sum(len(rows[i]) + len(rows[i].source) for batch in batches for i in batch)
     return log, {
         "examples": len(examples),
         "sequences": len(rows),
@@ -204,11 +208,14 @@ def train(
     }
 
 
-def pack_examples(examples: Sequence[Example], tokenizer: Any, params: Params) -> list[Packed]:
-    """Return one packed sequence per question; raises TrainingError when an example is too long."""
-    pairs = [[encode(e, tokenizer, weight(e, params)) for e in group] for group in _by_question(examples)]
-    check_lengths([pair for group in pairs for pair in group], params.max_length)
-    return [pack(group) for group in pairs]
+def pack_examples(examples: Sequence[Example], student: Student, params: Params) -> list[list[Packed]]:
+    """Return the sequences of every question; raises TrainingError when an example is too long."""
+    pairs = [
+        [encode(e, student.tokenizer, weight(e, params)) for e in group] for group in _by_question(examples)
+    ]
+    window = getattr(student.model.config, "max_position_embeddings", params.max_length)
+    check_lengths([pair for group in pairs for pair in group], params.max_length, window)
+    return [rows_of(group, student) for group in pairs]
 
 
 def weight(example: Example, params: Params) -> float:

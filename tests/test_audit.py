@@ -1,5 +1,7 @@
 """The audits change what they say they change, and their table says what the answers say."""
 
+from operator import add
+
 import pytest
 from studies import make_upstream
 
@@ -30,8 +32,8 @@ def asked(monkeypatch):
         prompts["written"] += [(prompt, limit) for prompt in own]
         return [next(text for end, text in WROTE.items() if prompt.endswith(end)) for prompt in own]
 
-    def choose(_, own, questions, __):
-        prompts["chosen"] += own
+    def choose(_, own, said, questions, __):
+        prompts["chosen"] += map(add, own, said)
         return [0] * len(own)
 
     monkeypatch.setattr(evaluation, "generate", write)

@@ -104,9 +104,9 @@ def test_prompt_and_target_tokenize_alike_together_and_apart(student: Student) -
 
 def test_long_examples_are_an_error_with_counts() -> None:
     pairs = [Pair([1] * 10, [2] * n) for n in (5, 6, 9)]
-    check_lengths(pairs, 19)
+    check_lengths(pairs, 19, 19)
     with pytest.raises(TrainingError, match=r"2 of 3 .* max_length=15 .* raise max_length to 19"):
-        check_lengths(pairs, 15)
+        check_lengths(pairs, 15, 19)
 
 
 def test_token_html_escapes_and_marks():

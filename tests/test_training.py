@@ -101,10 +101,11 @@ def test_weights_weigh_examples_in_the_loss(small_params: Params) -> None:
     weights = [training.weight(e, params) for e in examples]
     assert weights == [1.0, 0.5, 1.0, 0.5, 3.0, 1.5, 3.0, 1.5]
     single = [
-        target_loss(student.model, collate(training.pack_examples([e], student.tokenizer, params))).item()
+        target_loss(student.model, collate(training.pack_examples([e], student, params)[0])).item()
         for e in examples
     ]
-    packed = target_loss(student.model, collate(training.pack_examples(examples, student.tokenizer, params)))
+    rows = [row for own in training.pack_examples(examples, student, params) for row in own]
+    packed = target_loss(student.model, collate(rows))
     expected = sum(w * loss for w, loss in zip(weights, single, strict=True)) / sum(weights)
     assert packed.item() == pytest.approx(expected, rel=1e-5)
 
@@ -165,7 +166,7 @@ def test_batches_hold_every_example_once_an_epoch_and_only_the_seed_matters() ->
 def test_kept_lower_states_change_neither_loss_nor_gradients(small_params: Params) -> None:
     student = students.load("tiny-random", small_params)
     examples = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, "cf-distill")
-    rows = training.pack_examples(examples, student.tokenizer, small_params)
+    rows = [row for own in training.pack_examples(examples, student, small_params) for row in own]
     plain = target_loss(student.model, collate(rows))
     plain.backward()
     expected = {name: p.grad.clone() for name, p in student.model.named_parameters()}
