@@ -1,4 +1,5 @@
 from dataclasses import replace
+from operator import add
 
 import numpy as np
 import pytest
@@ -176,8 +177,12 @@ def test_vote_of_the_two_views(
     def answer(_: Student, prompts: list[str], *__: int) -> list[str]:
         return texts[prompts[0].splitlines()[-1]]
 
-    def score(_: Student, prompts: list[str], options: list[tuple[str, ...]], __: int) -> np.ndarray:
-        asked.extend(prompts)  # after the direct words barn leads, after the others bed leads by more
+    def score(
+        _: Student, prompts: list[str], options: list[tuple[str, ...]], __: int, said: list[str]
+    ) -> np.ndarray:
+        asked.extend(
+            map(add, prompts, said)
+        )  # after the direct words barn leads, after the others bed leads by more
         return np.array([[-1, -3, -2] if "Direct" in prompt else [-4, -9, -2] for prompt in prompts])
 
     monkeypatch.setattr(evaluation, "generate", answer)

@@ -106,7 +106,7 @@ def test_pickled_weights_are_not_read(small_params: Params, tmp_path: Path) -> N
     student.save(tmp_path)
     torch.save(student.model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(TrainingError, match=r"has no \*\.safetensors"):
+    with pytest.raises(TrainingError, match=r"weights as \*\.safetensors"):
         students.load_folder("tiny-random", tmp_path)
 
 
