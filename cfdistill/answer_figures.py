@@ -87,7 +87,7 @@ def fig_audits(table: pd.DataFrame) -> Figure:
     fig, axes = subplots(2, len(audits), width=PAGE, height=4.0)
     for column, name in enumerate(audits):
         rows = table[table["audit"] == name]
-        rows = rows.assign(label=[textwrap.fill(words, 10) for words in rows["condition"]])
+        rows = rows.assign(label=[textwrap.fill(words, 9) for words in rows["condition"]])
         untouched = rows["condition"].iloc[0]
         changed = rows[rows["condition"] != untouched]  # the first condition is what the others are held to
         same = changed.assign(
@@ -98,6 +98,8 @@ def fig_audits(table: pd.DataFrame) -> Figure:
         method_bars(below, same, "label")
         above.set(title=f"{name}: right (%)", ylim=(0, 100))
         below.set(title=f"answered as with {untouched} (%)", ylim=(0, 100))
+        for ax in (above, below):
+            ax.tick_params(axis="x", labelsize=6.5)
     return legend_below(fig)
 
 

@@ -288,7 +288,7 @@ def fig_loss_curves(log: pd.DataFrame) -> Figure:
     """
     require_rows(log, "training log")
     fig, (ax,) = subplots(1, 1, width=COLUMN, height=2.4)
-    for method in _methods(log):
+    for method in methods_in(log):
         color, marker = METHOD_STYLES[method]
         curve = log[log["method"] == method]
         smooth = curve["loss"].rolling(max(1, len(curve) // 20), min_periods=1).mean()
@@ -332,25 +332,23 @@ def subplots(
 
 def method_bars(ax: Axes, rows: pd.DataFrame, x: str) -> None:
     """Draw groups of bars in percent, one group per value of column `x`, one bar per method."""
-    groups, methods = list(rows[x].drop_duplicates()), _methods(rows)
+    groups, methods = list(rows[x].drop_duplicates()), methods_in(rows)
     width = 0.8 / len(methods)
     for i, method in enumerate(methods):
         part = rows[rows["method"] == method]
         at = part[x].map(groups.index) + (i - (len(methods) - 1) / 2) * width
         ax.bar(at, 100 * part["accuracy"], width * 0.92, color=METHOD_STYLES[method][0], alpha=0.35)
-        _points(ax, at, part, method)
+        points(ax, at, part, method)
     ax.set_xticks(range(len(groups)), groups)
     ax.tick_params(axis="x", length=0)
 
 
-def _points(ax: Axes, x: pd.Series[Any], rows: pd.DataFrame, method: str) -> None:
+def points(ax: Axes, x: pd.Series[Any], rows: pd.DataFrame, method: str) -> None:
     """Draw accuracies in percent as the method's markers, with their intervals."""
     color, marker = METHOD_STYLES[method]
     y = 100 * rows["accuracy"]
     reach = [(y - 100 * rows["ci_low"]).clip(lower=0), (100 * rows["ci_high"] - y).clip(lower=0)]
-    ax.errorbar(
-        x, y, reach, color=color, marker=marker, linestyle="none", elinewidth=1, capsize=2, label=method
-    )
+    ax.errorbar(x, y, reach, color=color, fmt=marker, elinewidth=1, capsize=2, label=method)
 
 
 def _chance_line(ax: Axes, shares: Sequence[float | None]) -> None:
@@ -372,7 +370,8 @@ def legend_below(fig: Figure, columns: int = 6) -> Figure:
     return fig
 
 
-def _methods(rows: pd.DataFrame) -> list[str]:
+def methods_in(rows: pd.DataFrame) -> list[str]:
+    """Return the methods in a table in their one order; raises DataError for one without a style."""
     present = set(rows["method"])
     if unknown := present - set(METHOD_STYLES):
         raise DataError(f"no color and marker for {', '.join(unknown)}; add them to figures.METHOD_STYLES")

@@ -134,6 +134,7 @@ def comparisons_table(predictions: pd.DataFrame, samples: int = 2000, seed: int 
 def over_seeds(metrics: pd.DataFrame) -> pd.DataFrame:
     """Average metrics over training seeds; adds the column `seeds` and drops `seed`.
 
+    Further columns, such as a swept parameter, tell rows apart.
     With one seed the interval stays as it is. With several, the Wilson interval of the mean, as if all
     seeds were one, and the spread between seeds (±1.96 standard errors) are added in quadrature. All
     seeds answer the same items, so seeds are never counted as items; the price is that the interval is
@@ -141,7 +142,7 @@ def over_seeds(metrics: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    keys = [k for k in METRIC_KEYS if k != "seed"]
+    keys = [name for name in metrics.columns if name not in ("seed", "n", *METRIC_VALUES)]
     rows = []
     for key, group in metrics.groupby(keys, sort=False):
         means = group[METRIC_VALUES].mean()

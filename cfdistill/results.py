@@ -10,7 +10,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfdistill import answer_figures, counterfactual, data, figures, metrics, qualitative, runs, tables
+from cfdistill import (
+    answer_figures,
+    audit,
+    counterfactual,
+    data,
+    figures,
+    grid_figures,
+    metrics,
+    qualitative,
+    runs,
+    tables,
+)
 from cfdistill.errors import DataError, StageError
 from cfdistill.params import Params
 
@@ -18,6 +29,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from IPython.display import Image
 
+HEADLINE = {"ft", "ft-cot", "ft-cot-long", "cf-distill"}  # methods beyond these are ablations
+SWEEPS = {
+    "spurious_rate": ("spurious_sweep", grid_figures.fig_spurious_sweep),
+    "train_questions": ("data_size", grid_figures.fig_data_size),
+}
 STORIES = {
     "fig1_weasel": "One question on which the baseline follows the stereotype, and both methods' answers",
     "fig7_qualitative": "Two questions that both methods answer right, and both explanations",
@@ -38,6 +54,8 @@ def collect(params: Params) -> Path:
     folder = runs.results_folder(params)
     counts = counterfactual.funnel_counts(funnel(params), params)
     small = {**stories(params), "funnel": counts, "cost": cost(params)}
+    if params.audit_questions:
+        small["audits"] = audit.table(params)
     with runs.writing(folder):
         if folder.exists():
             (folder / "manifest.json").unlink(missing_ok=True)  # first, so that no half folder has one
@@ -67,16 +85,18 @@ def draw(folder: Path) -> dict[str, str]:
     manifest = read_manifest(folder) if (folder / "manifest.json").is_file() else {}
     known = {"gather": [], "bootstrap_samples": 2000} | manifest.get("params", {})
     measured, comparisons = (metrics.read_csv(folder, name) for name in metrics.FILES[:2])
-    if set(measured.columns) > set(metrics.METRIC_COLUMNS):
-        return {}  # a sweep: averaged over what is swept, these figures would mean nothing
-    own = measured.iloc[0]  # what the folder's single-study figures are of
-    if known["gather"]:
-        folders = [folder, *map(runs.resolve, known["gather"])]
-        measured, comparisons = metrics.gather(folders, known["bootstrap_samples"])
     target = folder / "figures"
-    tables.write_tables(target, measured, comparisons)
+    if set(measured.columns) > set(metrics.METRIC_COLUMNS):
+        plots = _sweeps(measured)  # averaged over what is swept, the others would mean nothing
+    else:
+        own = measured.iloc[0]  # what the folder's single-study figures are of
+        if known["gather"]:
+            folders = [folder, *map(runs.resolve, known["gather"])]
+            measured, comparisons = metrics.gather(folders, known["bootstrap_samples"])
+        tables.write_tables(target, measured, comparisons)
+        plots = _plots(target, measured, comparisons, own)
     drawn = {}
-    for name, figure, table, alt in _plots(target, measured, comparisons, own):
+    for name, figure, table, alt in plots:
         figures.save(figure, table, target, name, alt)
         drawn[name] = alt
     if manifest:
@@ -128,6 +148,13 @@ def _plots(folder: Path, measured: pd.DataFrame, comparisons: pd.DataFrame, own:
     rows = figures.own_splits(measured)
     alt = f"Accuracy by student and method. {_spoken(rows, 'student', 'train_dataset', 'test_split')}"
     yield "fig6_architectures", figures.fig6_architectures(measured), measured, alt
+    if not set(study["method"]) <= HEADLINE:
+        alt = f"Accuracy of the ablations. {_spoken(figures.own_splits(study), 'test_split')}"
+        yield "ablation", grid_figures.fig_ablation(study), study, alt
+    if (folder / "audits.csv").is_file():
+        audits = metrics.read_csv(folder, "audits.csv")
+        alt = f"Right answers by audit and condition. {_spoken(audits, 'audit', 'condition')}"
+        yield "audits", answer_figures.fig_audits(audits), audits, alt
     for name, alt in STORIES.items():
         if (folder / f"{name}.csv").is_file():
             story = metrics.read_csv(folder, f"{name}.csv")
@@ -140,6 +167,15 @@ def _plots(folder: Path, measured: pd.DataFrame, comparisons: pd.DataFrame, own:
         steps = metrics.read_csv(folder, "cost.csv")
         spent = "; ".join(f"{row.step}: {row.value:.0f}" for row in metrics.each_row(steps))
         yield "cost", figures.fig_cost(steps, "seconds"), steps, f"Seconds of each stage. {spent}"
+
+
+def _sweeps(measured: pd.DataFrame) -> Any:
+    """Yield the figures of a grid that sweeps a parameter, as `_plots` does."""
+    for swept, (name, draw_it) in SWEEPS.items():
+        if swept in measured:
+            rows = figures.own_splits(measured)
+            alt = f"Accuracy by {swept} and test split. {_spoken(rows, swept, 'test_split')}"
+            yield name, draw_it(measured), measured, alt
 
 
 def _chances(datasets: Iterable[str]) -> dict[str, float]:
@@ -264,6 +300,8 @@ def _stages(params: Params) -> list[runs.Stage]:
         found.setdefault(str(stage.path), runs.Stage(stage.name, stage.manifest()["key"], stage.path))
 
     follow(runs.require(runs.stage("metrics", params)))
+    for method in params.methods:
+        follow(runs.require(runs.stage("audits", params, method=method)))
     return list(found.values())
 
 

@@ -99,11 +99,17 @@ def test_a_folder_of_tables_alone_is_drawn_and_one_without_is_refused(tmp_path):
         results.draw(tmp_path / "figures")
 
 
-def test_a_sweep_is_not_averaged_over_what_is_swept(tmp_path):
+@pytest.mark.parametrize(
+    ("swept", "figure"), [("spurious_rate", "spurious_sweep"), ("train_questions", "data_size")]
+)
+def test_a_sweep_is_not_averaged_over_what_is_swept(tmp_path, swept, figure):
     """A grid's tables begin with the parameters in which its cells differ."""
     for name in metrics.FILES[:2]:
         table = metrics.read_csv(ROOT / "results" / "offline", name)
-        table.insert(0, "spurious_rate", 0.5)
-        metrics.write_csv(table, tmp_path / name)
-    assert results.draw(tmp_path) == {}
+        both = pd.concat([table.assign(**{swept: value}) for value in (1, 2)])
+        metrics.write_csv(both[[swept, *table.columns]], tmp_path / name)
+    drawn = results.draw(tmp_path)
+    assert list(drawn) == [figure]
+    assert "1 → shift: ft 7 %" in drawn[figure]
+    assert (tmp_path / "figures" / f"{figure}.pdf").is_file()
     assert not (tmp_path / "figures" / "table1.md").exists()
