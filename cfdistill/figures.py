@@ -135,7 +135,7 @@ def fig5_ood(metrics: pd.DataFrame, chance: Mapping[str, float] | None = None) -
     rows = measures.transfer(metrics)
     rows = rows[rows["train_dataset"] != rows["test_dataset"]]
     if rows.empty and len(metrics):
-        return _note("tested on the training data set only")
+        return note("tested on the training data set only")
     _only(rows, "student")
     rows = rows.assign(label=rows["test_dataset"].map(short_name) + "\n" + rows["test_split"])
     trained_on = list(rows["train_dataset"].drop_duplicates())
@@ -159,7 +159,7 @@ def fig5_matrix(cells: pd.DataFrame) -> Figure:
     On the diagonal stand unseen questions; a star marks a difference that Holm's correction leaves.
     """
     if cells.empty:
-        return _note("the matrix needs ft-cot and cf-distill")
+        return note("the matrix needs ft-cot and cf-distill")
     panels = list(cells["panel"].drop_duplicates())
     trained, tested = (list(dict.fromkeys(cells[f"{c}_dataset"])) for c in ("train", "test"))
     fig, axes = subplots(1, len(panels), width=PAGE, height=1.1 + 0.36 * len(trained))
@@ -263,7 +263,7 @@ def fig_unit_cost(df: pd.DataFrame, example: str) -> Figure:
         example: what is counted, such as "kept counterfactual".
     """
     if df.empty:
-        return _note(f"no {example}, or no tokens reported: there is nothing to divide")
+        return note(f"no {example}, or no tokens reported: there is nothing to divide")
     fig, (ax,) = subplots(1, 1, width=PAGE, height=0.9 + 0.3 * len(df))
     ax.barh(range(len(df)), df["read"], color=RIGHT, alpha=0.35, label="prompts read")
     bars = ax.barh(range(len(df)), df["written"], left=df["read"], color=RIGHT, label="answers written")
@@ -298,7 +298,8 @@ def fig_loss_curves(log: pd.DataFrame) -> Figure:
     return legend_below(fig, columns=2)
 
 
-def _note(words: str) -> Figure:
+def note(words: str) -> Figure:
+    """Return a figure that says why there is nothing to draw."""
     fig, (ax,) = subplots(1, 1, width=COLUMN, height=0.6)
     ax.set(xticks=[], yticks=[], xlabel=words)
     return fig

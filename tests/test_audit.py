@@ -6,7 +6,7 @@ import pytest
 from studies import make_upstream
 
 from cfdistill import answer_figures, audit, data, evaluation, runs, students, training
-from cfdistill.errors import DataError, StageError
+from cfdistill.errors import StageError
 from cfdistill.schema import Prediction, Question, prompt_text
 
 QUESTIONS = [
@@ -131,8 +131,8 @@ def test_table_by_hand(small_params):
     fig = answer_figures.fig_audits(table)
     assert [ax.get_title() for ax in fig.axes] == ["strategy: right (%)", "answered as with right token (%)"]
     assert [len(ax.patches) for ax in fig.axes] == [2, 1]
-    with pytest.raises(DataError, match="audit_questions is 0"):
-        answer_figures.fig_audits(table[:0])
+    (empty,) = answer_figures.fig_audits(table[:0]).axes
+    assert "audit_questions is 0" in empty.get_xlabel()
 
 
 def test_questions_are_spread_over_the_split(small_params):
