@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # What `make bench` compares with has its own environment: the project does not need it.
 PEERS := .venv-bench/.ready
 
-.PHONY: study figures report test test-fast lint bench lab clean
+.PHONY: study figures report test test-fast test-faults lint bench lab clean
 .DEFAULT_GOAL := study
 
 $(READY): requirements.lock pyproject.toml
@@ -32,7 +32,11 @@ test: $(READY)  ## all tests, with a smoke study through all notebooks
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not faults"
+
+test-faults: $(READY)  ## kills, full disks, hostile input, long use: about an hour; see docs/guarantees.md
+	FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest tests/test_fuzz.py
+	KILLS=50 $(BIN)/python -m pytest -m faults -s tests/faults
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -8,6 +8,7 @@ bars are 95 % intervals. A figure drawn again from its own CSV is the same figur
 from __future__ import annotations
 
 import functools
+import io
 import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from cfdistill import metrics as measures
+from cfdistill import runs
 from cfdistill.errors import DataError
 from cfdistill.stats import proportion_interval
 from cfdistill.tables import REPORTED, short_name
@@ -88,14 +90,20 @@ def save(fig: Figure, df: pd.DataFrame, folder: Path, name: str, alt: str) -> Pa
 
     folder.mkdir(parents=True, exist_ok=True)
     undated = dict.fromkeys(("CreationDate", "Producer", "Creator"))
+    kinds: dict[str, Any] = {
+        "pdf": {"metadata": undated},
+        "png": {"dpi": 200, "metadata": {"Software": None}},
+    }
     with matplotlib.rc_context(STYLE):
-        fig.savefig(folder / f"{name}.pdf", metadata=undated)
-        fig.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
+        for kind, options in kinds.items():
+            drawn = io.BytesIO()  # first, because a full disk in the midst of drawing confuses matplotlib
+            fig.savefig(drawn, format=kind, **options)
+            (folder / f"{name}.{kind}").write_bytes(drawn.getvalue())
     measures.write_csv(df, folder / f"{name}.csv")
     index = folder / "alt_texts.json"
     texts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
     texts[name] = alt
-    index.write_text(json.dumps(texts, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    runs.write_text(index, json.dumps(texts, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     return folder / f"{name}.png"
 
 

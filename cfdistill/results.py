@@ -80,7 +80,7 @@ def draw(folder: Path) -> dict[str, str]:
         The alternative text of every figure that was drawn, by its name.
 
     Raises:
-        StageError: a table is missing or damaged.
+        StageError: a table is missing or damaged, or the folder cannot be written.
     """
     manifest = read_manifest(folder) if (folder / "manifest.json").is_file() else {}
     known = {"gather": [], "bootstrap_samples": 2000} | manifest.get("params", {})
@@ -93,12 +93,14 @@ def draw(folder: Path) -> dict[str, str]:
         if known["gather"]:
             folders = [folder, *map(runs.resolve, known["gather"])]
             measured, comparisons = metrics.gather(folders, known["bootstrap_samples"])
-        tables.write_tables(target, measured, comparisons)
+        with runs.writing(target):
+            tables.write_tables(target, measured, comparisons)
         plots = _plots(target, measured, comparisons, own)
     drawn = {}
-    for name, figure, table, alt in plots:
-        figures.save(figure, table, target, name, alt)
-        drawn[name] = alt
+    with runs.writing(target):
+        for name, figure, table, alt in plots:
+            figures.save(figure, table, target, name, alt)
+            drawn[name] = alt
     if manifest:
         _write_manifest(folder, manifest)
     return drawn

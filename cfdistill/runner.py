@@ -7,9 +7,10 @@ import json
 import logging
 import os
 import shlex
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,6 @@ def _execute(name: str, params: Params, bar: tqdm[Any], done: int) -> None:
 
 def _try_to_execute(name: str, params: Params, bar: tqdm[Any], done: int) -> None:
     import papermill
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     folder = executed_folder(params)
@@ -165,8 +165,10 @@ def _try_to_execute(name: str, params: Params, bar: tqdm[Any], done: int) -> Non
                 extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns of its transport
                 config=_patience(params),
             )
-    except DeadKernelError as error:
-        raise StageError(f"{name}: its process was killed, as when memory runs out; run again") from error
+    except RuntimeError as error:  # what a cell raises arrives as the next kind; this is the kernel's end
+        raise StageError(
+            f"{name}: its process was killed, as when memory runs out ({error}); run again"
+        ) from error
     except PapermillExecutionError as error:
         if error.ename == BusyError.__name__:
             raise BusyError(error.evalue) from error
@@ -223,12 +225,24 @@ def _turn(lock: FileLock, bar: tqdm[Any]) -> Iterator[None]:
         lock.release()
 
 
+class _Shown:
+    """Standard error, for the bar: a study goes on when nobody reads it any more, as behind `| head`."""
+
+    def write(self, text: str) -> None:
+        with suppress(BrokenPipeError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(BrokenPipeError):
+            sys.stderr.flush()
+
+
 @contextmanager
 def _bar(total: int) -> Iterator[tqdm[Any]]:
     from tqdm import tqdm
 
     layout = "{desc:<30} {percentage:3.0f}% |{bar:20}| {elapsed} {postfix}"
-    with tqdm(total=total, bar_format=layout) as bar:
+    with tqdm(total=total, bar_format=layout, file=_Shown()) as bar:
         yield bar
         bar.set_postfix_str("")
 

@@ -137,24 +137,33 @@ def read_or_refuse(read, file, *arguments):
         return []
 
 
-@fuzz
-@given(
-    line=lines(
-        {
-            "id": "q",
-            "answerKey": "B",
-            "question": {
-                "stem": "Where?",
-                "choices": [{"label": "A", "text": "barn"}, {"label": "B", "text": "sea"}],
-            },
-        }
+CHOICES = [{"label": "A", "text": "barn"}, {"label": "B", "text": "sea"}]
+BENCHMARK_ROWS: dict[str, dict[str, object]] = {
+    "csqa": {"id": "q", "answerKey": "B", "question": {"stem": "Where?", "choices": CHOICES}},
+    "quarel": {"id": "q", "answer_index": 1, "question": "Where? (A) barn (B) sea"},
+    "user": {"id": "q", "stem": "Where?", "options": ["barn", "sea"], "answer": 1},
+}
+
+
+def benchmark_lines(name):
+    """Lines of a benchmark's file, some of them with hostile labels and texts of the options."""
+    valid = BENCHMARK_ROWS[name]
+    choice = st.fixed_dictionaries({"label": st.sampled_from("ABC") | VALUES, "text": st.text() | VALUES})
+    questions = st.builds(
+        lambda choices: {"stem": "Where?", "choices": choices}, st.lists(choice, max_size=4)
     )
-)
-def test_a_benchmarks_questions_are_usable_or_refused(line, tmp_path):
-    (tmp_path / "csqa").mkdir(exist_ok=True)
-    (tmp_path / "csqa" / "dev_rand_split.jsonl").write_bytes(line)
+    return lines(valid) | questions.map(lambda asked: json.dumps(valid | {"question": asked}).encode())
+
+
+@fuzz
+@given(case=st.one_of(st.tuples(st.just(name), benchmark_lines(name)) for name in BENCHMARK_ROWS))
+def test_a_benchmarks_questions_are_usable_or_refused(case, tmp_path):
+    name, line = case
+    source = data.BENCHMARKS[name].sources["test"]
+    (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / name / source.file).write_bytes(line)
     try:
-        questions = data.load("csqa", "test", Params(data_root=str(tmp_path), train_dataset="csqa"))
+        questions = data.load(name, "test", Params(data_root=str(tmp_path), train_dataset=name))
     except CfdistillError:
         return
     for question in questions:

@@ -1,0 +1,1 @@
+"""What a study must survive: kills, full disks, other runs, long ones. Run by `make test-faults`."""
