@@ -103,6 +103,7 @@ def collect(small_params, monkeypatch):
     monkeypatch.setattr(results, "funnel", lambda params: table)
     monkeypatch.setattr(results.counterfactual, "funnel_counts", lambda rows, params: rows)
     monkeypatch.setattr(results, "cost", lambda params: table)
+    monkeypatch.setattr(results.audit, "table", lambda params: table)
     monkeypatch.setattr(results, "_origin", lambda params: {"status": "complete"})
     return partial(results.collect, small_params)
 
