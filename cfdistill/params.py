@@ -127,6 +127,12 @@ class Params(BaseModel):
     epochs: float = _param(3.0, "training", "passes over a method's own examples", gt=0)
     max_steps: int = _param(0, "training", "optimiser steps, the same for every method; 0: by epochs", ge=0)
     batch_size: int = _param(4, "training", "examples per optimiser step", ge=1)
+    accumulation_steps: int = _param(
+        1,
+        "training",
+        "parts of an optimiser step that are computed one after the other, to save memory",
+        ge=1,
+    )
     learning_rate: float = _param(5.0e-4, "training", "peak, after 10 % warm-up", gt=0)
     frozen_layers: int = _param(12, "training", "lowest transformer layers left untouched", ge=0)
     max_length: int = _param(384, "training", "longest example, in tokens", ge=16)

@@ -120,6 +120,8 @@ def lower_states(lower: PreTrainedModel, rows: Sequence[Packed], batch_size: int
 class StudentTrainer(Trainer):
     """Hugging Face's Trainer with the loss on target tokens, a fixed order and quiet progress."""
 
+    loss_is_scaled_for_ga = True  # of a batch in parts, the losses add up: nothing is to be averaged
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -143,10 +145,12 @@ class StudentTrainer(Trainer):
             bf16: compute matrix products in bfloat16.
         """
         self.rows, self.states, self.bf16 = rows, states, bf16
+        parts = params.accumulation_steps
         arguments = TrainingArguments(
             output_dir=str(folder),
             max_steps=len(batches),
-            per_device_train_batch_size=1,  # one entry of `batches`
+            per_device_train_batch_size=1,  # one part of a batch
+            gradient_accumulation_steps=parts,
             train_sampling_strategy="sequential",
             learning_rate=params.learning_rate,
             lr_scheduler_type="linear",
@@ -165,18 +169,34 @@ class StudentTrainer(Trainer):
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be wrapped in torch's DataParallel
         keep_memory()
-        super().__init__(model, arguments, data_collator=self._collate, train_dataset=batches)
+        super().__init__(
+            model, arguments, data_collator=self._collate, train_dataset=self._parts(batches, parts)
+        )
         self.remove_callback(PrinterCallback)  # its dictionaries would fill the notebook
         self.add_callback(
             StepReport([sum(len(rows[i]) + len(rows[i].source) for i in batch) for batch in batches])
         )
 
-    def _collate(self, entries: list[list[int]]) -> Batch:
-        (indices,) = entries
-        return collate([self.rows[i] for i in indices], [self.states[i] for i in indices if self.states])
+    def _parts(self, batches: list[list[int]], parts: int) -> list[tuple[list[int], float]]:
+        """Cut every batch into parts, each with the weight of the whole batch.
+
+        A batch too small for so many parts repeats its first row, with a share of nothing.
+        """
+        weights = [sum(self.rows[i].weight for i in batch) for batch in batches]
+        cut = [
+            (batch, batch[k::parts], w)
+            for batch, w in zip(batches, weights, strict=True)
+            for k in range(parts)
+        ]
+        return [(part, w) if part else (batch[:1], math.inf) for batch, part, w in cut]
+
+    def _collate(self, entries: list[tuple[list[int], float]]) -> Batch:
+        ((indices, weight),) = entries
+        batch = collate([self.rows[i] for i in indices], [self.states[i] for i in indices if self.states])
+        return batch | {"total_weight": torch.tensor(weight)}
 
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
-        """Return the mean loss over the batch's target tokens."""
+        """Return the mean loss over the batch's target tokens; of a part of it, its share in that."""
         with torch.autocast(inputs["labels"].device.type, torch.bfloat16, enabled=self.bf16):
             return target_loss(model, inputs)
 

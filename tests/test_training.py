@@ -227,6 +227,27 @@ print(first, new_pages())
     assert 10 * after < before
 
 
+def test_accumulated_gradients_are_those_of_the_whole_batch(small_params: Params, tmp_path: Path) -> None:
+    examples = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, "cf-distill")[:-2]
+    logs, trained = [], []
+    for parts in (1, 2, 3):
+        changes = {
+            "accumulation_steps": parts,
+            "batch_size": 4,
+            "learning_rate": 0.01,
+            "negative_view_weight": 0.5,
+        }
+        params = with_changes(small_params, **changes)
+        student = students.load("tiny-random", params)
+        log, _ = training.train(student, examples, 6, params, tmp_path / str(parts))
+        logs.append([row["loss"] for row in log])
+        trained.append(dict(student.model.named_parameters()))
+    for log, weights in zip(logs[1:], trained[1:], strict=True):
+        assert log == pytest.approx(logs[0], rel=1e-4)
+        for name, expected in trained[0].items():
+            torch.testing.assert_close(weights[name], expected, rtol=1e-3, atol=1e-4)
+
+
 def test_exploding_loss_is_an_error(small_params: Params, tmp_path: Path) -> None:
     params = with_changes(small_params, learning_rate=1e30)
     examples = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, "ft")
