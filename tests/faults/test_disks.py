@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from cfdistill import counterfactual, data, evaluation, metrics, rationale, results, runs, training
+from cfdistill import audit, counterfactual, data, evaluation, metrics, rationale, results, runs, training
 from cfdistill.cli import main
 from cfdistill.errors import CfdistillError, StageError
 from cfdistill.params import Params
@@ -45,6 +45,7 @@ def steps(params: Params):
     for method in params.methods:
         yield f"training {method}", partial(training.build, method, params)
         yield f"evaluation {method}", partial(evaluation.build_all, method, params)
+        yield f"audits {method}", partial(audit.build, method, params)
     yield "metrics", partial(metrics.build, params)
     yield "results", partial(results.collect, params)
     yield "figures", lambda: results.draw(runs.results_folder(params))
