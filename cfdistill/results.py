@@ -146,7 +146,8 @@ def _plots(folder: Path, measured: pd.DataFrame, comparisons: pd.DataFrame, own:
     alt = f"Accuracy by training and test data set. {_spoken(rows, 'train_dataset', 'test_dataset')}"
     yield "fig5_ood", figures.fig5_ood(same, chances), same, f"Bars. {alt}"
     cells = tables.matrix(same, comparisons)
-    yield "fig5_matrix", figures.fig5_matrix(cells), cells, f"Matrices. {alt}"
+    if not cells.empty:
+        yield "fig5_matrix", figures.fig5_matrix(cells), cells, f"Matrices. {alt}"
     rows = figures.own_splits(measured)
     alt = f"Accuracy by student and method. {_spoken(rows, 'student', 'train_dataset', 'test_split')}"
     yield "fig6_architectures", figures.fig6_architectures(measured), measured, alt
