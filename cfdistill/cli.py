@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     readme = commands.add_parser("readme", help="write the numbers of results folders into README.md")
     readme.add_argument("results", type=Path, help="such as results/offline")
     readme.add_argument("control", type=Path, help="such as results/offline_control")
+    readme.add_argument("benchmark", type=Path, help="such as results/csqa_smollm2")
     readme.set_defaults(command=_readme)
     return parser
 
@@ -190,4 +191,5 @@ def _clean(args: argparse.Namespace) -> None:
 def _readme(args: argparse.Namespace) -> None:
     from cfdistill import results, runs, tables
 
-    tables.write_readme(runs.project_root() / "README.md", results.readme_blocks(args.results, args.control))
+    blocks = results.readme_blocks(args.results, args.control, args.benchmark)
+    tables.write_readme(runs.project_root() / "README.md", blocks)

@@ -241,18 +241,26 @@ def cost(params: Params) -> pd.DataFrame:
     return table.groupby("step", sort=False, as_index=False).sum()
 
 
-def readme_blocks(folder: Path, control: Path) -> dict[str, str]:
-    """Return the README's results in markdown, from the finished results folders of study and control.
+def readme_blocks(folder: Path, control: Path, benchmark: Path) -> dict[str, str]:
+    """Return the README's results in markdown, from finished results folders.
+
+    Args:
+        folder: of the default study.
+        control: of its control at equal optimiser steps.
+        benchmark: of the run on real questions.
 
     Raises:
         StageError: a table or the manifest is missing.
     """
-    manifest = read_manifest(folder)
-    measured, comparisons = (metrics.read_csv(folder, name) for name in metrics.FILES[:2])
-    controlled, control_comparisons = (metrics.read_csv(control, name) for name in metrics.FILES[:2])
+
+    def read(results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+        return metrics.read_csv(results, metrics.FILES[0]), metrics.read_csv(results, metrics.FILES[1])
+
+    real = read(benchmark)
     return {
-        "results": tables.readme_block(measured, comparisons, manifest),
-        "control": tables.control_block(controlled, control_comparisons),
+        "results": tables.readme_block(*read(folder), read_manifest(folder)),
+        "control": tables.control_block(*read(control)),
+        "benchmark": f"{tables.to_markdown(*real)}\n{tables.differences(real[1])}",
     }
 
 

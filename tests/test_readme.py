@@ -16,15 +16,17 @@ def committed_results(name, folder):
     for file in (*metrics.FILES[:2], "manifest.json"):
         path = f"results/{name}/{file}"
         done = subprocess.run(["git", "show", f":{path}"], cwd=ROOT, capture_output=True)
-        (folder / file).write_bytes(done.stdout if done.returncode == 0 else (ROOT / path).read_bytes())
+        if done.returncode == 0 or (ROOT / path).is_file():  # a grid has no manifest of its own
+            (folder / file).write_bytes(done.stdout if done.returncode == 0 else (ROOT / path).read_bytes())
     return folder
 
 
 def test_numbers_are_those_of_the_committed_results(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    folders = [committed_results(name, tmp_path / name) for name in ("offline", "offline_control")]
+    names = ("offline", "offline_control", "csqa_smollm2")
+    folders = [committed_results(name, tmp_path / name) for name in names]
     for name, block in results.readme_blocks(*folders).items():
-        assert "cf-distill minus ft-cot" in block
+        assert " minus ft" in block
         assert read_block(text, name)[1].strip() == block.strip()
 
 
