@@ -89,7 +89,9 @@ def fig_audits(table: pd.DataFrame) -> Figure:
     fig, axes = subplots(2, len(audits), width=PAGE, height=4.0)
     for column, name in enumerate(audits):
         rows = table[table["audit"] == name]
-        rows = rows.assign(label=[textwrap.fill(words, 9) for words in rows["condition"]])
+        rows = rows.assign(
+            label=[textwrap.fill(words, 10, break_long_words=False) for words in rows["condition"]]
+        )
         untouched = rows["condition"].iloc[0]
         changed = rows[rows["condition"] != untouched]  # the first condition is what the others are held to
         same = changed.assign(
