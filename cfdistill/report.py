@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 POLICY = (
-    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'"
 )
 HOME = "cfdistill"
 SHOWN = ("text/html", "image/png", "text/markdown", "text/plain")  # kinds of output; others are scripts
@@ -63,6 +64,7 @@ def build(params: Params, folder: Path, also: Sequence[Path] = ()) -> Path:
     with runs.writing(folder):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(metrics.FILES[2]))
+        runs.write_text(folder / "style.css", _style())
         links = [_add_results(folder, path) for path in also]
         chapters = [_add_notebook(folder, executed / f"{name}.ipynb") for name in names]
         words = INTRODUCTION + "\n".join(
@@ -83,17 +85,21 @@ def build(params: Params, folder: Path, also: Sequence[Path] = ()) -> Path:
 
 def page(title: str, body: str) -> str:
     """Return a whole page; the body must be HTML already."""
-    from pygments.formatters import HtmlFormatter
-
-    style = HtmlFormatter(style="default").get_style_defs(".highlight")
-    style += f"\n{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')}"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f'<title>{escape(title)}</title>\n<link rel="stylesheet" href="style.css">\n</head>\n<body>\n'
         f'<nav><a href="index.html">{HOME}</a></nav>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
     )
+
+
+def _style() -> str:
+    """Return the one style sheet of all pages: of highlighted code, and our own."""
+    from pygments.formatters import HtmlFormatter
+
+    code: str = HtmlFormatter(style="default").get_style_defs(".highlight")
+    return f"{code}\n{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')}"
 
 
 def _add_results(site: Path, source: Path) -> str:

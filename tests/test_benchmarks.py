@@ -221,7 +221,9 @@ HUB_ROWS = {
 
 def hub_clone(folder, name):
     """Write a repository of parquet files, one per split, in its configuration's folder if it has one."""
-    pandas, info = pytest.importorskip("pandas"), data.BENCHMARKS[name]
+    import pandas
+
+    info = data.BENCHMARKS[name]
     repository, _, configuration = info.hub
     place = folder / "hub" / repository / (configuration or "data")
     place.mkdir(parents=True)

@@ -97,12 +97,14 @@ def check_pages(site):
     pages = sorted(site.glob("*.html"))
     also = {path.parent.name for path in site.glob("*/metrics.csv")}
     assert {path.stem for path in pages} == {"index", *also, *runner.NOTEBOOKS}
+    assert not re.search(r"url\(|@import", (site / "style.css").read_text(encoding="utf-8"))
     for path in pages:
         text = path.read_text(encoding="utf-8")
         found = Scan(text)
-        assert not {"script", "iframe", "object", "embed", "link", "form", "base"} & set(found.tags)
+        assert not {"script", "iframe", "object", "embed", "form", "base"} & set(found.tags)
+        assert found.tags.count("link") == 1  # the style sheet, which loads nothing itself
         assert not found.handlers
-        assert text.index("Content-Security-Policy") < text.index("<style")
+        assert text.index("Content-Security-Policy") < text.index('<link rel="stylesheet" href="style.css">')
         assert "default-src 'none'" in text
         assert 'name="viewport"' in text
         assert all(alt and "No description" not in alt for alt in found.alts), path
