@@ -27,7 +27,7 @@ from cfdistill.params import Params
 
 if TYPE_CHECKING:
     import pandas as pd
-    from IPython.display import Image
+    from IPython.display import Image, Markdown
 
 HEADLINE = {"ft", "ft-cot", "ft-cot-long", "cf-distill"}  # methods beyond these are ablations
 SWEEPS = {
@@ -106,11 +106,13 @@ def draw(folder: Path) -> dict[str, str]:
     return drawn
 
 
-def picture(folder: Path, name: str) -> Image:
-    """Return a figure of a results folder to be shown in a notebook, with its alternative text."""
-    from IPython.display import Image
+def picture(folder: Path, name: str) -> Image | Markdown:
+    """Return a figure of a results folder for a notebook, or a sentence if there was no data for it."""
+    from IPython.display import Image, Markdown
 
-    return Image(folder / "figures" / f"{name}.png", retina=True, alt=alt_texts(folder)[name])
+    if (alt := alt_texts(folder).get(name)) is None:
+        return Markdown(f"*Not drawn: this study lacks the methods or data sets that `{name}` compares.*")
+    return Image(folder / "figures" / f"{name}.png", retina=True, alt=alt)
 
 
 def alt_texts(folder: Path) -> dict[str, str]:

@@ -99,6 +99,16 @@ def test_a_folder_of_tables_alone_is_drawn_and_one_without_is_refused(tmp_path):
         results.draw(tmp_path / "figures")
 
 
+def test_a_study_without_the_methods_of_a_figure_has_a_sentence_in_its_place(tmp_path):
+    for name in metrics.FILES[:2]:
+        table = metrics.read_csv(ROOT / "results" / "offline", name)
+        method = table["method" if "method" in table else "method_b"]
+        metrics.write_csv(table[method != "ft-cot"], tmp_path / name)
+    assert "fig5_matrix" not in results.draw(tmp_path)
+    assert "Not drawn" in results.picture(tmp_path, "fig5_matrix").data
+    assert results.picture(tmp_path, "headline").alt.startswith("Accuracy")
+
+
 @pytest.mark.parametrize(
     ("swept", "figure"), [("spurious_rate", "spurious_sweep"), ("train_questions", "data_size")]
 )
