@@ -123,7 +123,7 @@ def finished(grid: Grid) -> Found:
         StageError: a cell's manifest cannot be read, or its predictions were changed since.
     """
     stored: dict[str, list[tuple[set[str], Path]]] = {}
-    for path in sorted(runs.resolve(grid.base.results_root).glob(f"*/*/{PREDICTIONS}")):
+    for path in sorted(runs.resolve(grid.base.results_root).glob(f"*/[!.]*/{PREDICTIONS}")):
         manifest, params = _read_manifest(path.parent)
         if runs.sha256(path) != manifest["files"][PREDICTIONS]:
             raise StageError(f"{path} was changed after the cell was made; restore it or delete its folder")
@@ -303,9 +303,10 @@ def write_cell(folder: Path, evaluations: Sequence[Path]) -> None:
             "stages": {path.name: runs.sha256(path / "manifest.json") for path in evaluations},
             "files": {PREDICTIONS: runs.sha256(partial / PREDICTIONS)},
         }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        runs.sync_tree(partial)
+        runs.write_text(partial / "manifest.json", json.dumps(manifest, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        runs.publish(partial, folder)
 
 
 def import_runs(grid: Grid, run_root: Path) -> list[str]:
@@ -369,7 +370,8 @@ def write_tables(grid: Grid, complete: Found) -> None:
         )
         compared["p_holm"] = stats.holm(compared["p_mcnemar"].tolist())
         metrics.write_csv(compared, grid.folder / "comparisons.csv")
-        record.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        runs.sync_tree(grid.folder)
+        runs.write_text(record, json.dumps(facts, indent=1) + "\n")
 
 
 def _stacked(tables: Mapping[tuple[Any, ...], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:

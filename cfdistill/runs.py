@@ -146,8 +146,7 @@ class Stage:
                     sync_tree(partial)
                     manifest = _describe(self, params, inputs, draft, began, seconds)
                     write_text(partial / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
-                    partial.rename(self.path)
-                    sync(self.path.parent)
+                    publish(partial, self.path)
         except Timeout as error:
             raise BusyError(f"another process is making {self.path}; wait for it, then run again") from error
 
@@ -230,6 +229,13 @@ def sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
+
+
+def publish(partial: Path, folder: Path) -> None:
+    """Give a folder that was written aside its name, once all that it holds is on the disk."""
+    sync_tree(partial)
+    partial.rename(folder)
+    sync(folder.parent)
 
 
 def write_text(path: Path, text: str) -> None:

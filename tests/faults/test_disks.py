@@ -10,7 +10,18 @@ from functools import partial
 
 import pytest
 
-from cfdistill import audit, counterfactual, data, evaluation, metrics, rationale, results, runs, training
+from cfdistill import (
+    audit,
+    counterfactual,
+    data,
+    evaluation,
+    metrics,
+    rationale,
+    results,
+    runs,
+    students,
+    training,
+)
 from cfdistill.cli import main
 from cfdistill.errors import CfdistillError, StageError
 from cfdistill.params import Params
@@ -86,6 +97,22 @@ def test_every_step_refuses_a_full_disk_and_is_made_when_there_is_room(disk, tmp
     print("refusals of a full disk, by step:", refused)
     assert all(refused.values())
     assert made(params) == made(undisturbed)
+
+
+def test_a_student_is_saved_or_refused_wherever_the_disk_becomes_full(disk):
+    student, ended = students.load("tiny-random", Params()), []
+    for free in range(0, 2**20, 2 * PAGE):
+        shutil.rmtree(disk / "student", ignore_errors=True)
+        fill(disk, free)
+        try:
+            with runs.writing(disk):
+                student.save(disk / "student")
+        except StageError:
+            ended.append("refused")
+        else:
+            ended.append("saved")
+    assert ended == sorted(ended)  # refused until there is room
+    assert set(ended) == {"refused", "saved"}
 
 
 @pytest.mark.parametrize("at", ["mkdir", "open"])
