@@ -115,19 +115,19 @@ def fig_headline(metrics: pd.DataFrame, chance: float | None = None) -> Figure:
         metrics: table with `METRIC_COLUMNS` of one training data set and student.
         chance: accuracy of guessing, as a share; drawn as a dashed line.
     """
-    rows = own_splits(metrics)
-    rows = rows[~rows["test_split"].str.startswith("shift_")]  # parts of `shift`
+    rows = _labelled(metrics)
     _only(rows, "train_dataset", "student")
-    rows = rows.assign(label=[SPLIT_LABELS.get(split, split) for split in rows["test_split"]])
-    lured = rows.dropna(subset="lure_rate")  # real benchmarks have none
+    lured = metrics.dropna(subset="lure_rate")  # real benchmarks have none
+    ends = [proportion_interval(round(row.lure_rate * row.n), row.n) for row in measures.each_row(lured)]
+    low, high = zip(*ends, strict=True) if ends else ((), ())
+    unknown = {measures.AGREEMENT: float("nan")}  # of lures: what is known is of right answers
+    lured = _labelled(lured.assign(accuracy=lured["lure_rate"], ci_low=low, ci_high=high, **unknown))
     fig, axes = subplots(1, 1 if lured.empty else 2, width=PAGE, height=2.6)
     method_bars(axes[0], rows, "label")
     _chance_line(axes[0], [chance] * rows["label"].nunique())
     axes[0].set(title="right answers (%), higher is better", ylim=(0, 100))
     if not lured.empty:
-        ends = [proportion_interval(round(r.lure_rate * r.n), r.n) for r in measures.each_row(lured)]
-        low, high = zip(*ends, strict=True)
-        method_bars(axes[1], lured.assign(accuracy=lured["lure_rate"], ci_low=low, ci_high=high), "label")
+        method_bars(axes[1], lured, "label")
         axes[1].set(title="lured by the stereotype (%), lower is better", ylim=(0, 100))
     return legend_below(fig)
 
@@ -389,6 +389,12 @@ def own_splits(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return the seed-averaged main scores on the training data set's own test splits."""
     rows = measures.over_seeds(metrics[measures.is_main(metrics)])
     return rows[rows["train_dataset"] == rows["test_dataset"]]
+
+
+def _labelled(metrics: pd.DataFrame) -> pd.DataFrame:
+    rows = own_splits(metrics)
+    rows = rows[~rows["test_split"].str.startswith("shift_")]  # parts of `shift`
+    return rows.assign(label=[SPLIT_LABELS.get(split, split) for split in rows["test_split"]])
 
 
 def _only(rows: pd.DataFrame, *columns: str) -> None:

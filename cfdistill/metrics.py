@@ -28,10 +28,12 @@ PREDICTION_COLUMNS = [
 METRIC_KEYS = ["train_dataset", "method", "student", "seed", "test_dataset", "test_split", "scoring"]
 METRIC_VALUES = ["accuracy", "ci_low", "ci_high", "lure_rate", "pair_consistency", "unparsed_rate"]
 METRIC_COLUMNS = [*METRIC_KEYS, "n", *METRIC_VALUES]
+AGREEMENT = "seed_agreement"  # one more column where there are several seeds
 COMPARISON_KEYS = ["train_dataset", "student", "test_dataset", "test_split", "method_a", "method_b"]
 COMPARISON_VALUES = ["delta", "ci_low", "ci_high", "p_mcnemar", "p_holm"]
 COMPARISON_EXTRAS = ["seeds", "cohens_h", "n_for_3_points"]
 COMPARISON_COLUMNS = [*COMPARISON_KEYS, "n", *COMPARISON_VALUES, *COMPARISON_EXTRAS]
+COMPARISON_SCORINGS = ["scoring_a", "scoring_b"]  # where scorings are compared, too
 OURS = "cf-distill"
 METHOD_ORDER = tuple(METHODS)
 OWN_SPLITS = ("id", "shift", "shift_reachable", "shift_heldout")  # only tested on the training data set
@@ -77,7 +79,8 @@ def metrics_table(predictions: pd.DataFrame) -> pd.DataFrame:
     share of all items that were answered wrongly with the stereotype; `pair_consistency` the share of
     pairs of questions from one scene with different right answers that are both answered right (NaN
     where a data set has no such thing); `unparsed_rate` the share of answers whose text names no option,
-    so that the likeliest one was taken. Intervals are Wilson's.
+    so that the likeliest one was taken. Intervals are Wilson's, of one seed. Where there are several, the
+    column `seed_agreement` tells how much they agree on which items are hard (`stats.agreement`).
 
     Args:
         predictions: table with `PREDICTION_COLUMNS`.
@@ -89,16 +92,22 @@ def metrics_table(predictions: pd.DataFrame) -> pd.DataFrame:
 
     table = _with_subsets(predictions).rename(columns={"dataset": "test_dataset", "split": "test_split"})
     rows = [[*key, *_measure(cell)] for key, cell in table.groupby(METRIC_KEYS, sort=False)]
-    return _ordered(pd.DataFrame(rows, columns=METRIC_COLUMNS), METRIC_KEYS)
+    measured = _ordered(pd.DataFrame(rows, columns=METRIC_COLUMNS), METRIC_KEYS)
+    if table["seed"].nunique() == 1:
+        return measured
+    across = [name for name in METRIC_KEYS if name != "seed"]
+    agreements = [[*key, _agreement(cells)] for key, cells in table.groupby(across, sort=False)]
+    return measured.merge(pd.DataFrame(agreements, columns=[*across, AGREEMENT]), how="left")
 
 
 def comparisons_table(predictions: pd.DataFrame, samples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Compare cf-distill, or the last method of a study without it, with every other one.
 
     They answered the same items. Each method counts with its main scoring, over the training seeds that
-    both methods have. Holm's correction is taken over all rows of the table. `n_for_3_points` is how many
-    items would show a difference of three points with 80 % power, if the two methods differed on items
-    as often as here.
+    both methods have. Where further scorings were asked for, they are compared with the main one of the
+    same method, and two more columns, `scoring_a` and `scoring_b`, say what a row compares. Holm's
+    correction is taken over all rows of the table. `n_for_3_points` is how many items would show a
+    difference of three points with 80 % power, if the two differed on items as often as here.
 
     Args:
         predictions: table with `PREDICTION_COLUMNS`, of one study or several.
@@ -116,43 +125,40 @@ def comparisons_table(predictions: pd.DataFrame, samples: int = 2000, seed: int 
     rows = []
     cell = ["train_dataset", "student", "dataset", "split"]
     for keys, group in _with_subsets(predictions).groupby(cell, sort=False):
-        methods = set(group["method"])
-        answers = {m: _right_by_seed(group[group["method"] == m], m) for m in methods}
-        first = reference(methods)
-        for other in sorted(methods - {first}):
-            ours, theirs = _paired(answers[first], answers[other], f"{first} and {other}", keys)
-            found = stats.paired_bootstrap(ours, theirs, samples, seed)
+        answers = _right_by_seed(group)
+        for a, b in _pairs(answers):
+            ours, theirs = _paired(answers[a], answers[b], f"{a[0]} and {b[0]}", keys)
+            found = stats.paired_difference(ours, theirs, samples, seed)
             p = stats.mcnemar_exact(ours, theirs)
             effect = stats.cohens_h(ours.mean(), theirs.mean())
             needed = stats.items_needed(float((ours != theirs).mean()))
-            rows.append([*keys, first, other, ours.shape[1], *found, p, p, len(ours), effect, needed])
-    table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
+            counted = [ours.shape[1], *found, p, p, len(ours), effect, needed]
+            rows.append([*keys, a[0], b[0], *counted, a[1], b[1]])
+    table = pd.DataFrame(rows, columns=[*COMPARISON_COLUMNS, *COMPARISON_SCORINGS])
     table["p_holm"] = stats.holm(table["p_mcnemar"].tolist())
-    return _ordered(table, COMPARISON_KEYS)
+    table = _ordered(table, COMPARISON_KEYS)
+    return table if (table["method_a"] == table["method_b"]).any() else table[COMPARISON_COLUMNS]
 
 
 def over_seeds(metrics: pd.DataFrame) -> pd.DataFrame:
     """Average metrics over training seeds; adds the column `seeds` and drops `seed`.
 
-    Further columns, such as a swept parameter, tell rows apart.
-    With one seed the interval stays as it is. With several, the Wilson interval of the mean, as if all
-    seeds were one, and the spread between seeds (±1.96 standard errors) are added in quadrature. All
-    seeds answer the same items, so seeds are never counted as items; the price is that the interval is
-    wide: it covers 97 to 99 % in simulations with three seeds (our choice).
+    Further columns, such as a swept parameter, tell rows apart. With one seed the interval stays as it is;
+    with several it is `stats.accuracy_over_seeds`, which is wider than it need be where the column
+    `seed_agreement` is missing.
     """
     import pandas as pd
 
-    keys = [name for name in metrics.columns if name not in ("seed", "n", *METRIC_VALUES)]
+    metrics = metrics.assign(**{AGREEMENT: metrics.get(AGREEMENT, float("nan"))})
+    keys = [name for name in metrics.columns if name not in ("seed", "n", AGREEMENT, *METRIC_VALUES)]
     rows = []
     for key, group in metrics.groupby(keys, sort=False):
         means = group[METRIC_VALUES].mean()
         n = int(group["n"].iloc[0])
         if len(group) > 1:
-            accuracy = float(means["accuracy"])
-            low, high = stats.proportion_interval(round(accuracy * n), n)
-            spread = 1.96 * float(group["accuracy"].std(ddof=1)) / len(group) ** 0.5
-            means["ci_low"] = max(0.0, accuracy - ((accuracy - low) ** 2 + spread**2) ** 0.5)
-            means["ci_high"] = min(1.0, accuracy + ((high - accuracy) ** 2 + spread**2) ** 0.5)
+            means["ci_low"], means["ci_high"] = stats.accuracy_over_seeds(
+                group["accuracy"], n, float(group[AGREEMENT].iloc[0])
+            )
         rows.append([*key, n, *means, len(group)])
     return pd.DataFrame(rows, columns=[*keys, "n", *METRIC_VALUES, "seeds"])
 
@@ -222,9 +228,9 @@ def read_csv(folder: Path, name: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    types: dict[str, Any] = dict.fromkeys([*METRIC_VALUES, *COMPARISON_VALUES], "float64")
+    types: dict[str, Any] = dict.fromkeys([*METRIC_VALUES, AGREEMENT, *COMPARISON_VALUES], "float64")
     types |= {"stereotype": "Int64", "id": str, "scene": str, "subset": str}
-    empty = dict.fromkeys(["stereotype", *METRIC_VALUES], "")  # elsewhere "" is a text
+    empty = dict.fromkeys(["stereotype", *METRIC_VALUES, AGREEMENT], "")  # elsewhere "" is a text
     path = folder / name
     try:
         table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=empty)
@@ -238,11 +244,11 @@ def read_csv(folder: Path, name: str) -> pd.DataFrame:
 def gather(folders: Iterable[Path], samples: int = 2000) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Put the results of any number of studies together.
 
-    Rows that are the same in two folders count once. The comparisons are computed anew from the
-    predictions, because they run over all seeds, and Holm's family is everything gathered.
+    Rows that are the same in two folders count once. The tables are computed anew from the predictions,
+    because intervals run over all seeds, and Holm's family is everything gathered.
 
     Args:
-        folders: each holds `metrics.csv` and `predictions.csv`.
+        folders: each holds `predictions.csv`.
         samples: bootstrap resamples.
 
     Returns:
@@ -252,27 +258,22 @@ def gather(folders: Iterable[Path], samples: int = 2000) -> tuple[pd.DataFrame, 
         StageError: a file is missing or damaged.
         DataError: no folder was given, or two folders give different results for the same cell.
     """
+    import pandas as pd
+
     paths = [Path(f) for f in folders]
     if not paths:
         raise DataError("there are no results folders to gather")
-    metrics = _joined(paths, "metrics.csv", METRIC_KEYS)
+    tables = [read_csv(folder, FILES[2]) for folder in paths]
+    predictions = pd.concat(tables, ignore_index=True).drop_duplicates(ignore_index=True)
     keys = [*RUN, "method", "dataset", "split", "scoring", "id"]
-    predictions = _joined(paths, "predictions.csv", keys)
-    return _ordered(metrics, METRIC_KEYS), comparisons_table(predictions, samples)
-
-
-def _joined(folders: Sequence[Path], name: str, keys: list[str]) -> pd.DataFrame:
-    import pandas as pd
-
-    table = pd.concat([read_csv(f, name) for f in folders], ignore_index=True).drop_duplicates()
-    clash = table[table.duplicated(keys)]
+    clash = predictions[predictions.duplicated(keys)]
     if len(clash):
         cell = ", ".join(f"{k} {clash[k].iloc[0]}" for k in keys)
         raise DataError(
-            f"{name}: two of the folders {', '.join(map(str, folders))} hold different results for {cell}; "
+            f"two of the folders {', '.join(map(str, paths))} hold different answers for {cell}; "
             "they were made with different parameters, so gather them apart"
         )
-    return table.reset_index(drop=True)
+    return metrics_table(predictions), comparisons_table(predictions, samples)
 
 
 def _with_subsets(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -296,6 +297,14 @@ def _measure(cell: pd.DataFrame) -> list[float]:
     ]
 
 
+def _agreement(cells: pd.DataFrame) -> float:
+    """Return how much the seeds of one method agree; NaN where they did not answer the same questions."""
+    answers = cells.assign(right=_right(cells).astype(float)).pivot(
+        index="seed", columns="id", values="right"
+    )
+    return float("nan") if answers.isna().any(axis=None) else stats.agreement(answers)
+
+
 def _right(predictions: pd.DataFrame) -> pd.Series[bool]:
     return predictions["predicted"] == predictions["gold"]
 
@@ -315,14 +324,25 @@ def _pair_consistency(cell: pd.DataFrame) -> float:
     return sum(pairs) / len(pairs) if pairs else float("nan")
 
 
-def _right_by_seed(predictions: pd.DataFrame, method: str) -> pd.DataFrame:
-    """Return right (1) or wrong (0) under the main scoring: one row per seed, one column per item."""
-    scored = predictions[predictions["scoring"] == main_scoring(method)]
-    if scored.empty:
-        raise DataError(
-            f"comparisons need {main_scoring(method)!r} predictions of {method}; add it to scorings"
-        )
-    return scored.assign(right=_right(scored).astype(float)).pivot(index="seed", columns="id", values="right")
+def _right_by_seed(predictions: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """Return right (1) or wrong (0) by method and scoring: one row per seed, one column per item."""
+    scored = predictions.assign(right=_right(predictions).astype(float))
+    return {
+        (str(method), str(scoring)): rows.pivot(index="seed", columns="id", values="right")
+        for (method, scoring), rows in scored.groupby(["method", "scoring"])
+    }
+
+
+def _pairs(answers: Iterable[tuple[str, str]]) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """Return which methods and scorings to compare."""
+    methods = {method for method, _ in answers}
+    main = {method: (method, main_scoring(method)) for method in methods}
+    if missing := set(main.values()) - set(answers):
+        method, scoring = min(missing)
+        raise DataError(f"comparisons need {scoring!r} predictions of {method}; add it to scorings")
+    first = reference(methods)
+    between = [(main[first], main[other]) for other in sorted(methods - {first})]
+    return between + [(key, main[key[0]]) for key in answers if key != main[key[0]]]
 
 
 def _paired(a: pd.DataFrame, b: pd.DataFrame, names: str, cell: Any) -> tuple[Any, Any]:

@@ -86,7 +86,7 @@ def draw(folder: Path) -> dict[str, str]:
     known = {"gather": [], "bootstrap_samples": 2000} | manifest.get("params", {})
     measured, comparisons = (metrics.read_csv(folder, name) for name in metrics.FILES[:2])
     target = folder / "figures"
-    if set(measured.columns) > set(metrics.METRIC_COLUMNS):
+    if set(measured.columns) - {*metrics.METRIC_COLUMNS, metrics.AGREEMENT}:
         plots = _sweeps(measured)  # averaged over what is swept, the others would mean nothing
     else:
         own = measured.iloc[0]  # what the folder's single-study figures are of

@@ -34,12 +34,18 @@ def proportion_interval(successes: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def paired_bootstrap(a: ArrayLike, b: ArrayLike, samples: int, seed: int) -> Difference:
-    """Return mean(a) - mean(b) with a bias-corrected and accelerated (BCa) bootstrap interval.
+def paired_difference(a: ArrayLike, b: ArrayLike, samples: int, seed: int) -> Difference:
+    """Return mean(a) - mean(b) with an interval, over items or, with several seeds, over items and seeds.
 
-    Items are resampled, and so are training seeds when there are several; both methods always get
-    the same resample. Where BCa is undefined (every difference is the same), the percentile
-    interval is returned.
+    With one training seed it is the bias-corrected and accelerated (BCa) bootstrap interval over items, and
+    the percentile interval where BCa is undefined (every difference is the same). With several, an interval
+    of Student's t whose variance has a part for items, one for seeds and one for their interaction.
+
+    In simulations of 60 and 120 items the latter covers 93 to 97 % with 3 or 5 seeds that vary as our
+    students do; 92 to 98 % in all settings tried, the least with 3 seeds whose spread outweighs that of the
+    items, the most where seeds agree on nothing; and 90 to 97 % with 2 seeds. The pigeonhole bootstrap, which
+    resamples items and seeds crosswise, counts the interaction three times and has no t (Owen, 2007): in the
+    same simulations it covers up to 99 %, and 87 % where the seeds' spread is large.
 
     Args:
         a: answers of one method, 1 right and 0 wrong, shape (items,) or (seeds, items).
@@ -50,27 +56,62 @@ def paired_bootstrap(a: ArrayLike, b: ArrayLike, samples: int, seed: int) -> Dif
     Raises:
         DataError: the shapes differ, or there are no items.
 
-    Source: Efron (1987) for BCa; resampling items and seeds crosswise is Owen's (2007) pigeonhole
-        bootstrap, which errs on the wide side: it covers 95 to 98 % where seeds agree on which items
-        are hard, up to 99 % where they do not. The acceleration is taken over items alone (our choice).
+    Source: Efron (1987) for BCa; the crossed random-effects variance is that of two-way clustering
+        (Cameron, Gelbach and Miller, 2011), its degrees of freedom Satterthwaite's (1946).
     """
-    from scipy.stats import norm
-
     differences = _differences(a, b)
     delta = float(differences.mean())
-    means = _resampled_means(differences, samples, np.random.default_rng(seed))
-    levels = np.array([ALPHA / 2, 1 - ALPHA / 2])
-    centred = differences.mean(axis=0) - delta
-    spread = float((centred**2).sum())
-    # How far the resampled means lie to one side of the estimate; ties count half.
-    below = float(((means < delta).mean() + (means <= delta).mean()) / 2)
-    if spread > 0 and 0 < below < 1:
-        bias = norm.ppf(below)
-        acceleration = float((centred**3).sum()) / (6 * spread**1.5)
-        shifted = bias + norm.ppf(levels)
-        levels = norm.cdf(bias + shifted / (1 - acceleration * shifted))
-    low, high = np.quantile(means, levels)
-    return Difference(delta, float(low), float(high))
+    if len(differences) == 1:
+        return Difference(delta, *_bca(differences[0], samples, seed))
+    error, quantile = _standard_error(
+        differences.mean(axis=1), _within(differences), agreement(differences), differences.shape[1]
+    )
+    return Difference(delta, max(-1.0, delta - quantile * error), min(1.0, delta + quantile * error))
+
+
+def accuracy_over_seeds(accuracies: ArrayLike, items: int, agreement: float) -> tuple[float, float]:
+    """Return an interval of the mean accuracy of several training seeds on the same items.
+
+    It is Wilson's, for as many independent answers as have the variance of that mean, and with Student's t
+    for the normal quantile. It covers what `paired_difference` covers with several seeds.
+
+    Args:
+        accuracies: one share per seed.
+        items: how many items each seed answered.
+        agreement: from `agreement`; NaN, if it is not known, counts as 1: the interval is then too wide.
+
+    Source: Korn and Graubard (1998) and Franco et al. (2019) for effective sample sizes; see
+        `paired_difference` for the variance.
+    """
+    shares = np.asarray(accuracies, dtype=np.float64)
+    mean = float(shares.mean())
+    within = float((shares * (1 - shares)).mean()) * items / max(items - 1, 1)
+    error, quantile = _standard_error(shares, within, agreement, items)
+    # Seeds that are all right, or all wrong, on all items are not more items.
+    count = min(mean * (1 - mean) / error**2, items * len(shares)) if error > 0 else items
+    shrink = 1 + quantile**2 / count
+    centre = (mean + quantile**2 / (2 * count)) / shrink
+    reach = quantile / shrink * (mean * (1 - mean) / count + (quantile / count) ** 2 / 4) ** 0.5
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def agreement(answers: ArrayLike) -> float:
+    """Return how much training seeds agree on which items are hard: an intraclass correlation.
+
+    Args:
+        answers: 1 right and 0 wrong, shape (seeds, items).
+
+    Returns:
+        1 if all seeds answer alike, about 0 if they have nothing in common; NaN for one seed, or where
+        all answers of each seed are the same.
+
+    Source: ICC(3,1) of Shrout and Fleiss (1979).
+    """
+    table = np.atleast_2d(np.asarray(answers, dtype=np.float64))
+    seeds, within = len(table), _within(table)
+    if seeds == 1 or not within:
+        return math.nan
+    return float((seeds * table.mean(axis=0).var(ddof=1) / within - 1) / (seeds - 1))
 
 
 def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
@@ -137,13 +178,51 @@ def _differences(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     return first - second
 
 
-def _resampled_means(
-    differences: NDArray[np.float64], samples: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    seeds, items = differences.shape
-    picks = rng.integers(items, size=(samples, items))
-    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=samples) / seeds
-    means = np.zeros(samples)
-    for row, weight in zip(differences, weights.T, strict=True):  # one seed at a time, to save memory
-        means += weight * row[picks].mean(axis=1)
-    return means
+def _bca(differences: NDArray[np.float64], samples: int, seed: int) -> tuple[float, float]:
+    from scipy.stats import norm
+
+    delta = float(differences.mean())
+    picks = np.random.default_rng(seed).integers(len(differences), size=(samples, len(differences)))
+    means = differences[picks].mean(axis=1)
+    levels = np.array([ALPHA / 2, 1 - ALPHA / 2])
+    centred = differences - delta
+    spread = float((centred**2).sum())
+    # How far the resampled means lie to one side of the estimate; ties count half.
+    below = float(((means < delta).mean() + (means <= delta).mean()) / 2)
+    if spread > 0 and 0 < below < 1:
+        bias = norm.ppf(below)
+        acceleration = float((centred**3).sum()) / (6 * spread**1.5)
+        shifted = bias + norm.ppf(levels)
+        levels = norm.cdf(bias + shifted / (1 - acceleration * shifted))
+    low, high = np.quantile(means, levels)
+    return float(low), float(high)
+
+
+def _within(table: NDArray[np.float64]) -> float:
+    """Return the variance over items within a seed, averaged over seeds, of a seeds × items table."""
+    return float(table.var(axis=1, ddof=1).mean()) if table.shape[1] > 1 else 0.0
+
+
+def _standard_error(
+    means: NDArray[np.float64], within: float, shared: float, items: int
+) -> tuple[float, float]:
+    """Return the standard error of the mean of a seeds × items table, and the quantile of t to use with it.
+
+    Args:
+        means: of each seed, at least two.
+        within: variance over items within a seed.
+        shared: the part of it that all seeds share, from `agreement`; NaN counts as 1.
+        items: columns of the table.
+    """
+    from scipy.stats import t
+
+    seeds, shared = len(means), 1.0 if math.isnan(shared) else shared
+    by_seed, by_item = items * float(means.var(ddof=1)), within * (1 + (seeds - 1) * shared)
+    rest = within * (1 - shared)  # mean squares, of the interaction the last
+    total, parts = by_item, [(by_item, items - 1)]
+    if by_seed > rest:  # else the seeds differ by no more than chance
+        total += by_seed - rest
+        parts += [(by_seed, seeds - 1), (rest, (seeds - 1) * (items - 1))]
+    below = sum(square**2 / freedom for square, freedom in parts if freedom)
+    freedom = total**2 / below if below else items - 1
+    return (total / (seeds * items)) ** 0.5, float(t.ppf(1 - ALPHA / 2, max(freedom, 1)))

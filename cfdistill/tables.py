@@ -155,7 +155,7 @@ def matrix(metrics: pd.DataFrame, comparisons: pd.DataFrame, baseline: str = "ft
     rows = rows.assign(value=100 * rows["accuracy"], differs=False)
     ours, theirs = (rows[rows["method"] == name] for name in (measures.OURS, baseline))
     both = ours.merge(theirs, on=[*keys, "student", "test_split"], suffixes=("", "_other"))
-    tested = comparisons[comparisons["method_b"] == baseline]
+    tested = comparisons[(comparisons["method_a"] == measures.OURS) & (comparisons["method_b"] == baseline)]
     both = both.merge(tested[[*keys, "student", "test_split", "delta", "p_holm"]])
     difference = both.assign(value=100 * both["delta"], differs=both["p_holm"] < ALPHA, method="difference")
     parts = [part for part in (theirs, ours, difference) if len(both)]
@@ -165,16 +165,18 @@ def matrix(metrics: pd.DataFrame, comparisons: pd.DataFrame, baseline: str = "ft
 
 
 def differences(comparisons: pd.DataFrame) -> str:
-    """Return one line per compared method: differences in points, intervals, adjusted p-values."""
+    """Return one line per compared pair: differences in points, intervals, adjusted p-values."""
     lines = []
-    for keys, rows in comparisons.groupby(["train_dataset", "student", "method_a", "method_b"], sort=False):
-        train, student, ours, other = keys
+    scorings = [name for name in measures.COMPARISON_SCORINGS if name in comparisons]
+    keys = ["train_dataset", "student", "method_a", "method_b", *scorings]
+    for (train, student, ours, other, *how), rows in comparisons.groupby(keys, sort=False):
         found = [
             f"{_test_name(row)} {100 * row.delta:+.1f} "
             f"[{100 * row.ci_low:+.1f}, {100 * row.ci_high:+.1f}], {_p(row.p_holm)}"
             for row in measures.each_row(rows)
         ]
-        lines.append(f"- {ours} minus {other} ({train}, {student}): {'; '.join(found)}.")
+        pair = f"{ours} {how[0]} minus {how[1]}" if ours == other else f"{ours} minus {other}"
+        lines.append(f"- {pair} ({train}, {student}): {'; '.join(found)}.")
     return "\n".join(lines)
 
 
@@ -198,8 +200,8 @@ def readme_block(
     return "\n\n".join(
         [
             to_markdown(metrics, comparisons).strip(),
-            "Differences in accuracy, in points, with 95 % intervals (paired bootstrap) and p-values (exact "
-            f"McNemar test, Holm-adjusted over all {len(comparisons)} comparisons):",
+            f"Differences in accuracy, in points, with 95 % intervals ({_interval(comparisons)}) and "
+            f"p-values (exact McNemar test, Holm-adjusted over all {len(comparisons)} comparisons):",
             differences(comparisons),
             _lures(metrics),
             *made,
@@ -257,7 +259,8 @@ def _cells(metrics: pd.DataFrame, comparisons: pd.DataFrame | None = None) -> pd
     cells["best"] = cells["shown"] == best
     if comparisons is not None:
         keys = ["train_dataset", "student", "test_dataset", "test_split", "method_b"]
-        significant = set(comparisons[comparisons["p_holm"] < ALPHA][keys].itertuples(index=False, name=None))
+        between = comparisons[comparisons["method_a"] != comparisons["method_b"]]  # not of scorings
+        significant = set(between[between["p_holm"] < ALPHA][keys].itertuples(index=False, name=None))
         ours = cells[[*keys[:-1], "method"]].itertuples(index=False, name=None)
         cells["differs"] = [key in significant for key in ours]
     return cells
@@ -269,6 +272,12 @@ def _test_name(row: Any) -> str:
         return str(row.test_split)
     split = "" if row.test_split == "new" else f" {row.test_split}"
     return f"OOD {short_name(row.test_dataset)}{split}"
+
+
+def _interval(comparisons: pd.DataFrame) -> str:
+    if bool((comparisons["seeds"] > 1).any()):
+        return "paired bootstrap; where there are several seeds, Student's t over items and seeds"
+    return "paired bootstrap"
 
 
 def _lures(metrics: pd.DataFrame) -> str:

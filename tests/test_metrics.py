@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfdistill import data, metrics, runs, stats
+from cfdistill import data, metrics, runs, stats, tables
 from cfdistill.errors import DataError, StageError
 from cfdistill.schema import Prediction
 
@@ -137,7 +137,7 @@ def test_comparisons_against_every_other_method():
         np.array([p.predicted == 0 for p in answers if p.method == m]) for m in ("cf-distill", "ft-cot")
     )
     assert row.n == 40
-    assert (row.delta, row.ci_low, row.ci_high) == tuple(stats.paired_bootstrap(ours, theirs, 500, 0))
+    assert (row.delta, row.ci_low, row.ci_high) == tuple(stats.paired_difference(ours, theirs, 500, 0))
     assert row.p_mcnemar == pytest.approx(stats.mcnemar_exact(ours, theirs))
     assert list(found.p_holm) == pytest.approx(stats.holm(list(found.p_mcnemar)))
     assert row.seeds == 1
@@ -203,46 +203,71 @@ def test_gathering_compares_over_seeds(tmp_path):
 
 def test_gathering_refuses_different_results_for_one_cell(tmp_path):
     folders = [save(tmp_path / f"{s}", simulate(["ft"], seed=s)) for s in range(2)]
-    with pytest.raises(DataError, match=r"different results for .*method ft.*gather them apart"):
+    with pytest.raises(DataError, match=r"different answers for .*method ft.*gather them apart"):
         metrics.gather(folders)
     with pytest.raises(DataError, match="no results folders"):
         metrics.gather([])
 
 
 def test_gathering_names_a_missing_or_damaged_file(tmp_path):
-    with pytest.raises(StageError, match=r"metrics\.csv is missing"):
+    with pytest.raises(StageError, match=r"predictions\.csv is missing"):
         metrics.gather([tmp_path])
-    (tmp_path / "metrics.csv").write_text("")
+    (tmp_path / "predictions.csv").write_text("")
     with pytest.raises(StageError, match="no valid table"):
         metrics.gather([tmp_path])
 
 
-def test_over_seeds_widens_with_the_spread():
+def test_over_seeds_uses_how_much_seeds_agree():
+    seeds = [simulate(["ft"], seed=s) for s in range(3)]
+    tidy = pd.concat(
+        [metrics.predictions_table(p, "weasel-commonsense", "s", s) for s, p in enumerate(seeds)]
+    )
+    measured = metrics.metrics_table(tidy)
+    assert list(measured.columns) == [*metrics.METRIC_COLUMNS, "seed_agreement"]
+    right = np.array([[p.predicted == 0 for p in answers] for answers in seeds])
+    assert list(measured.seed_agreement) == pytest.approx([stats.agreement(right)] * 3)
+    found = metrics.over_seeds(measured).iloc[0]
+    assert (found.seeds, found.n, found.accuracy) == (3, 40, pytest.approx(right.mean()))
+    expected = stats.accuracy_over_seeds(right.mean(axis=1), 40, stats.agreement(right))
+    assert (found.ci_low, found.ci_high) == pytest.approx(expected)
+    unknown = metrics.over_seeds(measured[metrics.METRIC_COLUMNS]).iloc[0]
+    assert unknown.ci_low < found.ci_low < found.ci_high < unknown.ci_high
+
+
+def test_over_seeds_leaves_one_seed_as_it_is():
     one = table(simulate(["ft"], seed=0))
-    same = pd.concat([one.assign(seed=s, accuracy=0.5) for s in range(3)])
-    spread = same.assign(accuracy=[0.4, 0.5, 0.6])
     assert metrics.over_seeds(one).drop(columns="seeds").equals(one.drop(columns="seed"))
-    flat, wide = metrics.over_seeds(same).iloc[0], metrics.over_seeds(spread).iloc[0]
-    assert flat.seeds == 3
-    assert (flat.ci_low, flat.ci_high) == pytest.approx(stats.proportion_interval(20, 40))
-    assert wide.accuracy == pytest.approx(0.5)
-    assert 0 <= wide.ci_low < flat.ci_low
-    assert flat.ci_high < wide.ci_high <= 1
 
 
-@pytest.mark.slow
-def test_over_seeds_covers_the_truth_with_several_seeds():
-    rng = np.random.default_rng(3)
-    truth = (1 / (1 + np.exp(-rng.normal(-1, 2, 2_000_000)))).mean()
-    row = table(simulate(["ft"], 1))
-    covered = 0
-    for _ in range(400):
-        rates = 1 / (1 + np.exp(-rng.normal(-1, 2, 120)))  # seeds agree on which items are hard
-        accuracies = (rng.random((3, 120)) < rates).mean(axis=1)
-        runs_ = [row.assign(seed=seed, n=120, accuracy=share) for seed, share in enumerate(accuracies)]
-        found = metrics.over_seeds(pd.concat(runs_)).iloc[0]
-        covered += found.ci_low <= truth <= found.ci_high
-    assert covered >= 0.95 * 400
+def test_seeds_that_answered_other_questions_have_no_agreement():
+    tidy = [metrics.predictions_table(simulate(["ft"], n), "weasel-commonsense", "s", n) for n in (20, 30)]
+    assert metrics.metrics_table(pd.concat(tidy)).seed_agreement.isna().all()
+
+
+def test_scorings_are_compared_with_the_main_one_of_their_method():
+    answers = simulate(["cf-distill"], seed=1, rate=0.9) + simulate(["ft-cot"], seed=2, rate=0.3)
+    votes = [prediction(p.question_id, 0, scoring="vote", split="new") for p in answers[:40]]
+    found = compared(answers + votes, samples=200)
+    assert list(found.columns) == [*metrics.COMPARISON_COLUMNS, *metrics.COMPARISON_SCORINGS]
+    names = found[["method_a", "scoring_a", "method_b", "scoring_b"]].to_numpy().tolist()
+    assert names == [
+        ["cf-distill", "direct", "ft-cot", "direct"],
+        ["cf-distill", "vote", "cf-distill", "direct"],
+    ]
+    right = np.mean([p.predicted == 0 for p in answers[:40]])
+    assert found.delta[1] == pytest.approx(1 - right)
+    assert list(found.p_holm) == pytest.approx(stats.holm(list(found.p_mcnemar)))
+    assert (
+        found[metrics.COMPARISON_COLUMNS[:-5]]
+        .iloc[0]
+        .equals(compared(answers, samples=200)[metrics.COMPARISON_COLUMNS[:-5]].iloc[0])
+    )
+    said = tables.differences(found)
+    assert "cf-distill minus ft-cot (" in said
+    assert "- cf-distill vote minus direct (weasel-commonsense, s): new +" in said
+    cells = tables.table1(table(answers + votes), found)
+    assert "*" in cells[cells.method == "ft-cot"]["new"].item()
+    assert "*" not in cells[cells.method == "cf-distill"]["new"].item()
 
 
 def evaluate(params, method, dataset):
