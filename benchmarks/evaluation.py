@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from peers.contest import Contestant, peers_python, row, write_table
 
-from cfdistill import counterfactual, data, evaluation, rationale, students, training
+from cfdistill import answering, counterfactual, data, rationale, students, training
 from cfdistill.params import Params
 from cfdistill.schema import DIRECT, Question, prompt_text
 from cfdistill.students import Student
@@ -65,7 +65,7 @@ def compare_generation(
     prompts = [prompt_text(question, DIRECT) for question in questions]
     few = prompts[: max(1, len(prompts) // 8)]
     turns: dict[str, Callable[[], list[str]]] = {
-        "ours": lambda: evaluation.generate(student, prompts, params.max_new_tokens, params.eval_batch_size),
+        "ours": lambda: answering.generate(student, prompts, params.max_new_tokens, params.eval_batch_size),
         "batch 1": lambda: plain_generate(student, few, params.max_new_tokens, 1),
         "batch 16": lambda: plain_generate(student, prompts, params.max_new_tokens, 16),
     }
@@ -123,7 +123,7 @@ def compare_likelihood(
     task = {"items": len(questions), "batch_size": fastest}
     speeds, answers = take_turns(
         {
-            "ours": lambda: evaluation.option_scores(student, prompts, options, params.eval_batch_size),
+            "ours": lambda: answering.option_scores(student, prompts, options, params.eval_batch_size),
             "harness": lambda: harness.turn(task)["scores"],
         },
         repeats,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cfdistill import evaluation, runs, training
+from cfdistill import answering, evaluation, runs, training
 from cfdistill.errors import DataError
 from cfdistill.methods import METHODS
 from cfdistill.params import Params
@@ -42,8 +42,8 @@ def _answer(params: Params, method: str, question: Question) -> str:
     lines = [method]
     for scoring in VIEWS if len(METHODS[method].views) > 1 else evaluation.scorings(method, params)[:1]:
         [said] = evaluation.predict(student, [question], method, scoring, params)
-        prompt, words = prompt_text(question, evaluation.STRATEGY[scoring]), evaluation.concluding(said.text)
-        scores = evaluation.option_scores(student, [prompt], [question.options], 1, [words])[0]
+        prompt, words = prompt_text(question, evaluation.STRATEGY[scoring]), answering.concluding(said.text)
+        scores = answering.option_scores(student, [prompt], [question.options], 1, [words])[0]
         note = "" if said.parsed else " (its text names no option: the likeliest)"
         lines.append(f"  {scoring}: {question.options[said.predicted]}{note}")
         lines.append(f"    {' '.join(said.text.split())}")

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cfdistill import data, evaluation, runs, stats, training
+from cfdistill import answering, data, evaluation, runs, stats, training
 from cfdistill.methods import METHODS
 from cfdistill.params import Params
 from cfdistill.schema import DIRECT, ELIMINATION, Prediction, Question, options_text, prompt_text
@@ -101,7 +101,7 @@ def read_input(
         "options alone": [p.removeprefix(stem) for p, stem in zip(whole, stems, strict=True)],
         "question alone": [p.replace(own, "") for p, own in zip(whole, options, strict=True)],
     }
-    said = {name: [(p, evaluation.concluding("")) for p in own] for name, own in prompts.items()}
+    said = {name: [(p, answering.concluding("")) for p in own] for name, own in prompts.items()}
     return _chosen(student, questions, method, "input", said, params)
 
 
@@ -118,15 +118,15 @@ def heed_strategy(
     }
     short = [prompt for name, own in prompts.items() if name != "swapped" for prompt in own]
     texts = [  # what may be equally long is written together, which takes hardly longer than one of them
-        *evaluation.generate(student, short, params.max_new_tokens, params.eval_batch_size),
-        *evaluation.generate(
+        *answering.generate(student, short, params.max_new_tokens, params.eval_batch_size),
+        *answering.generate(
             student, prompts["swapped"], params.max_new_tokens_elimination, params.eval_batch_size
         ),
     ]
     said = [prompt for own in prompts.values() for prompt in own]
     everyone = [*questions] * len(prompts)
     names = [f"strategy/{name}" for name in prompts for _ in questions]
-    read = evaluation.read_answers(student, everyone, said, texts, params)
+    read = answering.read_answers(student, everyone, said, texts, params.eval_batch_size)
     return [
         evaluation.answered(question, method, name, text=text, option=option, parsed=parsed)
         for question, name, text, (option, parsed) in zip(everyone, names, texts, read, strict=True)
@@ -141,16 +141,16 @@ def follow_rationale(
     params: Params,
 ) -> list[Prediction]:
     """Put a rationale into a student's mouth and see which option it finds likeliest after it."""
-    rationales = [evaluation.rationale_of(answer.text) for answer in own]
+    rationales = [answering.rationale_of(answer.text) for answer in own]
     texts = {
         "its own": rationales,
         "truncated": [" ".join(r.split()[: len(r.split()) // 2]) for r in rationales],
         "another question's": [rationales[i] for i in _others(questions)],
-        "opposite view": [evaluation.rationale_of(answer.text) for answer in opposite],
+        "opposite view": [answering.rationale_of(answer.text) for answer in opposite],
     }
     prompts = [prompt_text(question, DIRECT) for question in questions]
     said = {
-        name: [(prompt, evaluation.concluding(text)) for prompt, text in zip(prompts, own_texts, strict=True)]
+        name: [(prompt, answering.concluding(text)) for prompt, text in zip(prompts, own_texts, strict=True)]
         for name, own_texts in texts.items()
     }
     return _chosen(student, questions, own[0].method, "rationale", said, params)
@@ -202,12 +202,12 @@ def _chosen(
         for condition, own in begun.items()
         for question, (prompt, said) in zip(questions, own, strict=True)
     ]
-    chosen = evaluation.choose(
+    chosen = answering.choose(
         student,
         [prompt for _, _, prompt, _ in asked],
         [said for *_, said in asked],
         [question for _, question, _, _ in asked],
-        params,
+        params.eval_batch_size,
     )
     return [
         evaluation.answered(question, method, scoring, option, question.options[option], True)

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import FrameType
 
@@ -51,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", default="", help="notebook numbers, such as 04,05")
     run.add_argument("--force", action="store_true", help="execute notebooks again (stages are reused)")
     run.set_defaults(command=_run)
+
+    train = commands.add_parser("train", help="train a study's students only; torchrun can share the work")
+    train.add_argument("profile", type=Path, help="parameters; stages up to the rationales must be there")
+    train.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides"
+    )
+    train.set_defaults(command=_train)
 
     grid = commands.add_parser("grid", help="make the cells of a grid that are missing, and its tables")
     grid.add_argument("grid", type=Path, help="such as params/grids/smoke.yaml")
@@ -126,6 +134,18 @@ def _run(args: argparse.Namespace) -> None:
     if (results / "manifest.json").is_file():
         print(f"Tables and figures: {results}\n")
         print(tables.to_text(*(metrics.read_csv(results, name) for name in metrics.FILES[:2])))
+
+
+def _train(args: argparse.Namespace) -> None:
+    signal.signal(signal.SIGTERM, _terminate)
+    from cfdistill import training
+    from cfdistill.params import Params
+
+    params = Params.from_yaml(args.profile, dict(args.overrides))
+    is_first = os.environ.get("RANK", "0") == "0"  # set by torchrun; one process tells of all
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if is_first else nowhere):
+        for method in params.methods:
+            print(training.build(method, params).path)
 
 
 def _grid(args: argparse.Namespace) -> None:

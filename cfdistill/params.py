@@ -142,6 +142,16 @@ class Params(BaseModel):
     negative_view_weight: float = _param(
         1.0, "training", "weight in the loss of a negative view; other views have 1", gt=0
     )
+    validations: int = _param(
+        5, "training", "how often the student is tested on validation questions meanwhile; 0: never", ge=0
+    )
+    checkpoint: Literal["last", "best"] = _param(
+        "last", "training", "the student to keep: last | best (of the validations, by accuracy)"
+    )
+    patience: int = _param(
+        0, "training", "validations without a better one after which training stops; 0: it never does", ge=0
+    )
+    tensorboard: bool = _param(False, None, "also log to run_root/tensorboard; needs the extra of that name")
     # evaluation
     scorings: list[str] = _param(["direct"], "evaluation", "direct | elimination | vote | likelihood | label")
     max_new_tokens: int = _param(64, "evaluation", "longest answer, in tokens", ge=1)
@@ -177,6 +187,10 @@ class Params(BaseModel):
             ("student", [self.student], (*STUDENTS, *([self.student] if "/" in self.student else []))),
         ):
             _check_list(name, values, known)
+        if self.checkpoint == "best" and not self.validations:
+            raise ValueError("checkpoint: best is chosen by validations, of which there are 0")
+        if self.patience and self.checkpoint == "last":
+            raise ValueError("patience: needs checkpoint: best, or the worse student would be kept")
         if self.teacher_batch and self.teacher != "live":
             raise ValueError(f"teacher_batch: needs teacher: live, not {self.teacher}")
         if "direct" not in self.scorings:

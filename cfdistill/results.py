@@ -18,6 +18,7 @@ from cfdistill import (
     figures,
     grid_figures,
     metrics,
+    process_figures,
     qualitative,
     runs,
     tables,
@@ -167,11 +168,16 @@ def _plots(folder: Path, measured: pd.DataFrame, comparisons: pd.DataFrame, own:
     if (folder / "funnel.csv").is_file():
         counts = metrics.read_csv(folder, "funnel.csv")
         left = "; ".join(f"{row.step}: {row.left}" for row in metrics.each_row(counts))
-        yield "funnel", figures.fig_funnel(counts), counts, f"Counterfactuals left after each step. {left}"
+        yield (
+            "funnel",
+            process_figures.fig_funnel(counts),
+            counts,
+            f"Counterfactuals left after each step. {left}",
+        )
     if (folder / "cost.csv").is_file():
         steps = metrics.read_csv(folder, "cost.csv")
         spent = "; ".join(f"{row.step}: {row.value:.0f}" for row in metrics.each_row(steps))
-        yield "cost", figures.fig_cost(steps, "seconds"), steps, f"Seconds of each stage. {spent}"
+        yield "cost", process_figures.fig_cost(steps, "seconds"), steps, f"Seconds of each stage. {spent}"
 
 
 def _sweeps(measured: pd.DataFrame) -> Any:

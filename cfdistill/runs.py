@@ -107,6 +107,11 @@ class Stage:
         return True
 
     @property
+    def partial(self) -> Path:
+        """Where the stage is being made."""
+        return self.path.with_name(self.path.name + ".partial")
+
+    @property
     def lock(self) -> FileLock:
         """The lock that whoever makes the stage holds; the system frees it when a process dies."""
         return FileLock(self.path.with_name(self.path.name + ".lock"))
@@ -128,7 +133,7 @@ class Stage:
             BusyError: another process is making it, or has just finished it.
             StageError: the disk is full or read-only.
         """
-        partial = self.path.with_name(self.path.name + ".partial")
+        partial = self.partial
         try:
             with writing(self.path):
                 partial.parent.mkdir(parents=True, exist_ok=True)

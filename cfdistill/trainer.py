@@ -11,12 +11,13 @@ import math
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
+    EarlyStoppingCallback,
     PreTrainedModel,
     PrinterCallback,
     Trainer,
@@ -24,7 +25,9 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.integration_utils import TensorBoardCallback
 
+from cfdistill import runs
 from cfdistill.encoding import Batch, Packed, collate, last_hidden, target_loss
 from cfdistill.errors import TrainingError
 from cfdistill.families import freeze
@@ -132,6 +135,7 @@ class StudentTrainer(Trainer):
         folder: Path,
         *,
         bf16: bool,
+        validate: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         """Prepare to train.
 
@@ -140,17 +144,18 @@ class StudentTrainer(Trainer):
             rows: training sequences.
             states: what enters `model`'s first layer, per row; empty: it looks up embeddings.
             batches: row indices of every step.
-            params: learning rate and seed.
+            params: learning rate, seed, validations and what follows from them.
             folder: for checkpoints.
             bf16: compute matrix products in bfloat16.
+            validate: measures the student's accuracy and loss on validation questions.
         """
-        self.rows, self.states, self.bf16 = rows, states, bf16
-        parts = params.accumulation_steps
+        self.rows, self.states, self.bf16, self.validate = rows, states, bf16, validate
+        rhythm = math.ceil(len(batches) / (params.validations if validate else CHECKPOINTS))
         arguments = TrainingArguments(
             output_dir=str(folder),
             max_steps=len(batches),
             per_device_train_batch_size=1,  # one part of a batch
-            gradient_accumulation_steps=parts,
+            gradient_accumulation_steps=params.accumulation_steps,
             train_sampling_strategy="sequential",
             learning_rate=params.learning_rate,
             lr_scheduler_type="linear",
@@ -160,9 +165,15 @@ class StudentTrainer(Trainer):
             seed=params.seed,
             logging_steps=1,
             logging_nan_inf_filter=False,
-            save_steps=math.ceil(len(batches) / CHECKPOINTS),
-            save_total_limit=1,
+            save_steps=rhythm,
+            save_total_limit=1,  # beside the best one, if that is wanted
+            eval_strategy="steps" if validate else "no",
+            eval_steps=rhythm,
+            load_best_model_at_end=params.checkpoint == "best",
+            metric_for_best_model="accuracy" if params.checkpoint == "best" else None,
+            greater_is_better=True,
             report_to="none",
+            use_cpu=not torch.cuda.is_available(),
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=torch.cuda.is_available(),
@@ -170,17 +181,27 @@ class StudentTrainer(Trainer):
         arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be wrapped in torch's DataParallel
         keep_memory()
         super().__init__(
-            model, arguments, data_collator=self._collate, train_dataset=self._parts(batches, parts)
+            model,
+            arguments,
+            data_collator=self._collate,
+            train_dataset=self._parts(batches, params.accumulation_steps * arguments.world_size),
+            eval_dataset=[] if validate else None,  # the Trainer asks that there is one
         )
         self.remove_callback(PrinterCallback)  # its dictionaries would fill the notebook
         self.add_callback(
             StepReport([sum(len(rows[i]) + len(rows[i].source) for i in batch) for batch in batches])
         )
+        if params.tensorboard and self.is_world_process_zero():
+            log = runs.resolve(params.run_root) / "tensorboard" / folder.parent.stem
+            self.add_callback(_tensorboard(log))
+        if params.patience:
+            self.add_callback(EarlyStoppingCallback(params.patience))
 
     def _parts(self, batches: list[list[int]], parts: int) -> list[tuple[list[int], float]]:
         """Cut every batch into parts, each with the weight of the whole batch.
 
-        A batch too small for so many parts repeats its first row, with a share of nothing.
+        Processes take turns in taking a part. A batch too small for so many parts repeats its first row,
+        with a share of nothing.
         """
         weights = [sum(self.rows[i].weight for i in batch) for batch in batches]
         cut = [
@@ -193,12 +214,43 @@ class StudentTrainer(Trainer):
     def _collate(self, entries: list[tuple[list[int], float]]) -> Batch:
         ((indices, weight),) = entries
         batch = collate([self.rows[i] for i in indices], [self.states[i] for i in indices if self.states])
-        return batch | {"total_weight": torch.tensor(weight)}
+        # Gradients and losses are averaged over processes, which is to come to their sum.
+        return batch | {"total_weight": torch.tensor(weight / self.args.world_size)}
 
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
         """Return the mean loss over the batch's target tokens; of a part of it, its share in that."""
+        student = self.accelerator.unwrap_model(model)
         with torch.autocast(inputs["labels"].device.type, torch.bfloat16, enabled=self.bf16):
-            return target_loss(model, inputs)
+            if student is model:
+                return target_loss(model, inputs)
+            # Wrappers for several processes add up the gradients of what passes through their `forward`.
+            own_forward = student.forward
+
+            def forward(batch: Batch) -> torch.Tensor:
+                student.forward = own_forward
+                return target_loss(student, batch)
+
+            student.forward = forward
+            loss: torch.Tensor = model(inputs)
+            return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Validate the student, and let the record and the callbacks know."""
+        assert self.validate is not None
+        measured = {f"eval_{name}": value for name, value in self.validate().items()}
+        self.log(dict(measured))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, measured)
+        return measured
+
+
+def _tensorboard(folder: Path) -> TrainerCallback:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainingError("tensorboard: true needs pip install 'cfdistill[tensorboard]'") from error
+    callback: Any = TensorBoardCallback
+    logged: TrainerCallback = callback(SummaryWriter(str(folder)))
+    return logged
 
 
 class StepReport(TrainerCallback):
@@ -229,3 +281,12 @@ class StepReport(TrainerCallback):
         speed = self.step_tokens[step - 1] / seconds
         state.log_history[-1] |= {"seconds": seconds, "tokens_per_s": speed}
         self.progress.update(step, f"loss {logs['loss']:.2f} · {speed:.0f} tokens/s")
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Have the student of the last step validated too."""
+        if state.global_step == state.max_steps and args.eval_strategy != "no":
+            control.should_evaluate = True
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Count the time of a validation to no step."""
+        self.last = time.perf_counter()

@@ -1,6 +1,7 @@
 """From questions and rationales to a trained student.
 
-The student of the last step is the result: nothing is selected on any validation or test data.
+By default the student of the last step is the result. `checkpoint: best` selects one by validation questions,
+which are held out of the training data's own distribution; test questions select nothing.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import math
 import resource
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from cfdistill import counterfactual, data, runs, students
+from cfdistill.answering import validate
 from cfdistill.encoding import Packed, check_lengths, encode, rows_of
 from cfdistill.errors import TrainingError
 from cfdistill.families import widths
@@ -35,7 +37,9 @@ from cfdistill.students import Student
 
 STRATEGY = {"label": "", "positive": DIRECT, "negative": ELIMINATION}
 LAST_FILE = "trainer_state.json"  # of a checkpoint: what is written after all others
-LOG_COLUMNS = ("step", "epoch", "loss", "learning_rate", "tokens_per_s", "seconds")
+LOG_COLUMNS = (
+    "step", "epoch", "loss", "learning_rate", "tokens_per_s", "seconds", "val_accuracy", "val_loss",
+)  # fmt: skip
 
 
 def build(method: str, params: Params) -> runs.Stage:
@@ -43,6 +47,7 @@ def build(method: str, params: Params) -> runs.Stage:
 
     It holds `model/` (weights and tokenizer), `examples.jsonl` and `log.csv` (one row per optimiser
     step). An interrupted training goes on from its last checkpoint and ends in the same student.
+    If torchrun started several processes, all of them train, and the first one writes.
 
     Raises:
         StageError: an earlier stage is missing.
@@ -55,17 +60,24 @@ def build(method: str, params: Params) -> runs.Stage:
     inputs = [*upstream(own), *upstream(params.for_method(timed_like))]
     sources = _sources(*read_material(own)[:2], method)
     examples, steps = read_examples(method, params), planned_steps(method, params)
+    held_out = data.questions(params.train_dataset, "validation", params)
     student = students.load(params.student, params)
+    checkpoints = made.partial / "checkpoints"
+    processes = _processes()
+    if not processes.is_main_process:
+        train(student, examples, steps, params, checkpoints, held_out)
+        processes.wait_for_everyone()
+        return made
     with made.draft(params, inputs, resume=True) as draft:
         draft.write("examples.jsonl", examples)
         draft.drops["no rationale"] = len(sources) * len(METHODS[method].views) - len(examples)
-        checkpoints = draft.path / "checkpoints"
-        log, draft.notes = train(student, examples, steps, params, checkpoints)
+        log, draft.notes = train(student, examples, steps, params, checkpoints, held_out)
         _write_log(draft.path / "log.csv", log)
         student.save(draft.path / "model")
         for state in checkpoints.glob(f"*/{LAST_FILE}"):
             state.unlink()  # before the others, so that no half-deleted checkpoint passes for a complete one
         shutil.rmtree(checkpoints)
+    processes.wait_for_everyone()
     return made
 
 
@@ -152,7 +164,12 @@ def count_steps(examples: Sequence[Example], params: Params) -> int:
 
 
 def train(
-    student: Student, examples: Sequence[Example], steps: int, params: Params, folder: Path
+    student: Student,
+    examples: Sequence[Example],
+    steps: int,
+    params: Params,
+    folder: Path,
+    validation: Sequence[Question] = (),
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """Train a student in place.
 
@@ -160,8 +177,9 @@ def train(
         student: its weights change, above the frozen layers.
         examples: those of one question share a step, and a sequence in families where that is exact.
         steps: optimiser steps.
-        params: batch_size, learning_rate, frozen_layers, max_length, seed.
+        params: what stands under "training".
         folder: checkpoints; a complete one found there is gone on from.
+        validation: questions to test the student on meanwhile, asked as the first example is.
 
     Returns:
         One record per step (see LOG_COLUMNS), and facts for the manifest.
@@ -171,6 +189,7 @@ def train(
         StageError: the disk has no room for the checkpoints, of which there are two at times.
     """
     import torch
+    from accelerate.utils import broadcast_object_list
 
     from cfdistill.trainer import StudentTrainer, draw_batches, lower_states, split_layers
 
@@ -181,31 +200,79 @@ def train(
     rows = [row for own in packed for row in own]
     ends = list(accumulate(map(len, packed), initial=0))
     batches = [[row for i in batch for row in range(ends[i], ends[i + 1])] for batch in drawn]
-    precision = students.choose_precision(*widths(student.model.config))
+    agreed: list[Any] = [None, None]
+    if _processes().is_main_process:
+        agreed = [students.choose_precision(*widths(student.model.config)), _last_checkpoint(folder)]
+    precision, checkpoint = broadcast_object_list(agreed)
     model, states = student.model, []
     if params.frozen_layers:
         lower, model = split_layers(student.model, params.frozen_layers)
         states = lower_states(lower, rows, params.eval_batch_size) if lower else []
-    trained = students.weight_bytes(p for p in model.parameters() if p.requires_grad)
-    checkpoint = students.weight_bytes(model.parameters()) + 2 * trained  # AdamW keeps two moments
-    students.check_space(folder, students.weight_bytes(student.model.parameters()) + 2 * checkpoint)
-    trainer = StudentTrainer(model, rows, states, batches, params, folder, bf16=precision.name == "bf16")
+    _check_space(folder, student, model, params)
+    measure = _validator(student, examples, validation, params)
+    trainer = StudentTrainer(
+        model, rows, states, batches, params, folder, bf16=precision.name == "bf16", validate=measure
+    )
     with students.quiet_weights():
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=checkpoint)
+    _processes().wait_for_everyone()  # the first process deletes checkpoints that others may still read
     student.model.eval()
-    epoch_steps = math.ceil(len(packed) / batch_size)
-    log = [row | {"epoch": row["step"] / epoch_steps} for row in trainer.state.log_history if "loss" in row]
-    tokens = sum(len(rows[i]) + len(rows[i].source) for batch in batches for i in batch)
+    taken = batches[: trainer.state.global_step]
+    log = _step_records(trainer.state.log_history, math.ceil(len(packed) / batch_size))
+    tokens = sum(len(rows[i]) + len(rows[i].source) for batch in taken for i in batch)
     return log, {
         "examples": len(examples),
         "sequences": len(rows),
         "target_tokens": sum(label >= 0 for row in rows for label in row.labels),
-        "steps": steps,
+        "steps": len(taken),
+        "kept_step": trainer.state.best_global_step if params.checkpoint == "best" else len(taken),
         "precision": str(precision),
         "threads": torch.get_num_threads(),
         "tokens_per_s": round(tokens / sum(row["seconds"] for row in log)),
         "peak_memory_gib": round(_peak_memory_gib(), 2),
     }
+
+
+def _processes() -> Any:
+    """Return what this process knows of the others that torchrun started, if it did."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def _check_space(folder: Path, student: Student, trained: Any, params: Params) -> None:
+    moments = 2 * students.weight_bytes(p for p in trained.parameters() if p.requires_grad)  # AdamW's
+    checkpoint = students.weight_bytes(trained.parameters()) + moments
+    kept = 3 if params.checkpoint == "best" else 2  # the last one is deleted when the next one is written
+    students.check_space(folder, students.weight_bytes(student.model.parameters()) + kept * checkpoint)
+
+
+def _validator(
+    student: Student, examples: Sequence[Example], questions: Sequence[Question], params: Params
+) -> Callable[[], dict[str, float]] | None:
+    """Return what measures the student on validation questions; None if it is not to be."""
+    if not questions or not params.validations:
+        return None
+    kind = examples[0].kind
+    prompts = [prompt_text(question, STRATEGY[kind]) for question in questions]
+    longest = max(len(encode(e, student.tokenizer).target) for e in examples if e.kind == kind)
+
+    def measure() -> dict[str, float]:
+        student.model.eval()
+        return validate(student, questions, prompts, longest, params.eval_batch_size)
+
+    return measure
+
+
+def _step_records(history: Sequence[dict[str, float]], epoch_steps: int) -> list[dict[str, float]]:
+    """Return one record per optimiser step, with the validation after it, if there was one."""
+    validated = {row["step"]: row for row in history if "eval_loss" in row}
+    records = [row | {"epoch": row["step"] / epoch_steps} for row in history if "loss" in row]
+    for row in records:
+        if found := validated.get(row["step"]):
+            row |= {"val_accuracy": found["eval_accuracy"], "val_loss": found["eval_loss"]}
+    return records
 
 
 def pack_examples(examples: Sequence[Example], student: Student, params: Params) -> list[list[Packed]]:

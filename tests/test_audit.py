@@ -5,7 +5,7 @@ from operator import add
 import pytest
 from studies import make_upstream
 
-from cfdistill import answer_figures, audit, data, evaluation, runs, students, training
+from cfdistill import answer_figures, answering, audit, data, evaluation, runs, students, training
 from cfdistill.errors import StageError
 from cfdistill.schema import Prediction, Question, prompt_text
 
@@ -36,8 +36,8 @@ def asked(monkeypatch):
         prompts["chosen"] += map(add, own, said)
         return [0] * len(own)
 
-    monkeypatch.setattr(evaluation, "generate", write)
-    monkeypatch.setattr(evaluation, "choose", choose)
+    monkeypatch.setattr(answering, "generate", write)
+    monkeypatch.setattr(answering, "choose", choose)
     return prompts
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from studies import make_upstream
 
-from cfdistill import data, evaluation, students, training
+from cfdistill import answering, data, evaluation, students, training
 from cfdistill.encoding import tokenize
 from cfdistill.errors import StageError
 from cfdistill.params import SCORINGS, Params
@@ -50,8 +50,8 @@ def reference(student: Student, prompt: str, new_tokens: int) -> list[int]:
 
 
 def test_batched_generation_equals_one_at_a_time_and_the_reference(student: Student) -> None:
-    batched = evaluation.generate(student, PROMPTS, 12, batch_size=4)
-    assert batched == evaluation.generate(student, PROMPTS, 12, batch_size=1)
+    batched = answering.generate(student, PROMPTS, 12, batch_size=4)
+    assert batched == answering.generate(student, PROMPTS, 12, batch_size=1)
     expected = [student.tokenizer.decode(reference(student, prompt, 12)).strip() for prompt in PROMPTS]
     assert batched == expected
 
@@ -60,7 +60,7 @@ def test_rows_that_end_leave_the_batch_and_the_rest_goes_on(student: Student) ->
     fourth = reference(student, PROMPTS[1], 12)[3]
     ending = replace(student, tokenizer=EndAt(student.tokenizer, fourth))
     ids = [tokenize(prompt, student.tokenizer) for prompt in PROMPTS]
-    answers = evaluation._generate_batch(ending, ids, 12)
+    answers = answering._generate_batch(ending, ids, 12)
     assert answers == [reference(ending, prompt, 12) for prompt in PROMPTS]
     assert len(answers[1]) < 4 < max(map(len, answers))
 
@@ -82,7 +82,7 @@ def test_option_scores_are_loglikelihood_per_character(student: Student) -> None
         Question("q1", "d", "test", "Where do hens sleep?", ("barn", "a wide river", "bed"), 0),
         Question("q2", "d", "test", "Carp?", ("barn", "river"), 1),
     ]
-    scores = evaluation.option_scores(
+    scores = answering.option_scores(
         student, [prompt_text(q) for q in questions], [q.options for q in questions], batch_size=8
     )
     assert scores.shape == (2, 3)

@@ -11,6 +11,7 @@ from tiny_families import DECODERS, FAMILIES, save
 from torch.nn.functional import cross_entropy
 
 from cfdistill import students, training
+from cfdistill.answering import generate, option_scores
 from cfdistill.encoding import (
     IGNORED,
     collate,
@@ -22,7 +23,7 @@ from cfdistill.encoding import (
     tokenize_prompt,
 )
 from cfdistill.errors import ParamsError, TrainingError
-from cfdistill.evaluation import generate, option_scores, predict
+from cfdistill.evaluation import predict
 from cfdistill.families import FAMILIES as KNOWN
 from cfdistill.families import HUB, freeze
 from cfdistill.params import STUDENTS, Params

@@ -9,7 +9,7 @@ import warnings
 import pandas as pd
 import pytest
 
-from cfdistill import answer_figures, figures, metrics
+from cfdistill import answer_figures, figures, metrics, process_figures
 from cfdistill.errors import DataError
 from cfdistill.schema import Prediction, Question
 
@@ -124,12 +124,13 @@ def test_funnel_writes_counts_and_reasons():
     counts = pd.DataFrame(
         {"step": ["candidates", "masked"], "left": [9, 7], "drops": ["", "1 mask: no JSON, 1 mask: $2 span"]}
     )
-    assert "7 · dropped: 1 mask: no JSON, 1 mask: $2 span" in texts(figures.fig_funnel(counts))
-    assert texts(figures.fig_funnel(counts.assign(left=0, drops="")))  # a study without counterfactuals
+    assert "7 · dropped: 1 mask: no JSON, 1 mask: $2 span" in texts(process_figures.fig_funnel(counts))
+    nothing_kept = counts.assign(left=0, drops="")
+    assert texts(process_figures.fig_funnel(nothing_kept))
 
 
 def test_cost_labels_its_values():
-    fig = figures.fig_cost(pd.DataFrame({"step": ["mask", "ft"], "value": [1200.0, 3]}), "requests")
+    fig = process_figures.fig_cost(pd.DataFrame({"step": ["mask", "ft"], "value": [1200.0, 3]}), "requests")
     assert {"1,200", "3", "mask", "requests"} <= set(texts(fig).splitlines())
 
 
@@ -137,25 +138,30 @@ def test_unit_cost_stacks_what_was_read_and_written():
     table = pd.DataFrame(
         {"step": ["mask", "vote"], "read": [120.0, 1380.0], "written": [30.0, 0.25], "unit": "tokens"}
     )
-    fig = figures.fig_unit_cost(table, "kept example")
+    fig = process_figures.fig_unit_cost(table, "kept example")
     read, written = fig.axes[0].containers[:2]
     assert [bar.get_width() for bar in read] == [120, 1380]
     assert [bar.get_x() for bar in written] == [120, 1380]
     assert {"150", "1,380", "mask", "1,530 tokens per kept example"} <= set(texts(fig).splitlines())
     dollars = table.assign(read=0.00012, written=0.001, unit="US dollars")
-    assert "0.00224 US dollars per kept example" in texts(figures.fig_unit_cost(dollars, "kept example"))
-    assert "there is nothing to divide" in texts(figures.fig_unit_cost(table[:0], "kept example"))
+    dear = process_figures.fig_unit_cost(dollars, "kept example")
+    assert "0.00224 US dollars per kept example" in texts(dear)
+    assert "there is nothing to divide" in texts(process_figures.fig_unit_cost(table[:0], "kept example"))
 
 
 def test_loss_curves_draw_each_method():
     log = pd.DataFrame(
         {"method": ["ft"] * 3 + ["cf-distill"] * 40, "step": [*range(3), *range(40)], "loss": 1.0}
-    )
-    fig = figures.fig_loss_curves(log)
-    assert len(fig.axes[0].lines) == 4  # raw and smoothed
+    ).assign(val_loss=float("nan"), val_accuracy=float("nan"))
+    (only,) = process_figures.fig_loss_curves(log).axes
+    assert len(only.lines) == 4  # raw and smoothed
+    log.loc[[2, 9, 42], ["val_loss", "val_accuracy"]] = [0.5, 0.25]
+    fig = process_figures.fig_loss_curves(log)
+    drawn = [[(list(line.get_xdata()), set(line.get_ydata())) for line in ax.lines] for ax in fig.axes[1:]]
+    assert drawn == [[([2], {y}), ([6, 39], {y})] for y in (0.5, 25)]
     assert "cf-distill" in texts(fig)
     with pytest.raises(DataError, match="no color and marker for mine"):
-        figures.fig_loss_curves(log.assign(method="mine"))
+        process_figures.fig_loss_curves(log.assign(method="mine"))
 
 
 def answer(question, method, predicted, text, parsed=True):
@@ -239,7 +245,7 @@ def test_answers_survive_their_csv(tmp_path):
 def test_alt_texts_are_collected(tmp_path):
     cost = pd.DataFrame({"step": ["mask"], "value": [1]})
     for name in ("b", "a"):
-        figures.save(figures.fig_cost(cost, "requests"), cost, tmp_path, name, f"Figure {name}.")
+        figures.save(process_figures.fig_cost(cost, "requests"), cost, tmp_path, name, f"Figure {name}.")
     assert json.loads((tmp_path / "alt_texts.json").read_text()) == {"a": "Figure a.", "b": "Figure b."}
 
 

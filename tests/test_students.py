@@ -157,7 +157,7 @@ def test_precision_is_measured() -> None:
 
 @pytest.mark.slow
 def test_real_weights_speak_english(small_params: Params) -> None:
-    from cfdistill.evaluation import generate
+    from cfdistill.answering import generate
 
     student = students.load("smollm2-135m", small_params)
     assert "Paris" in generate(student, ["The capital of France is"], 8, 1)[0]

@@ -1,4 +1,5 @@
 import csv
+import json
 import platform
 import shutil
 import subprocess
@@ -11,12 +12,13 @@ import torch
 from studies import counterfactual_of, make_upstream, rationales_of
 
 from cfdistill import counterfactual, data, rationale, runs, students, training
-from cfdistill.encoding import collate, target_loss
+from cfdistill.answering import validate
+from cfdistill.encoding import collate, encode, target_loss
 from cfdistill.errors import StageError, TrainingError
 from cfdistill.evaluation import scorings
 from cfdistill.methods import METHODS
 from cfdistill.params import Params
-from cfdistill.schema import DIRECT, ELIMINATION, Question
+from cfdistill.schema import DIRECT, ELIMINATION, Question, prompt_text
 from cfdistill.trainer import StepReport, draw_batches, lower_states, split_layers
 
 QUESTIONS = [
@@ -295,11 +297,12 @@ def test_missing_upstream_is_named(small_params: Params) -> None:
         training.build("ft", small_params)
 
 
-@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize(("frozen", "checkpoint"), [(0, "last"), (1, "last"), (1, "best")])
 def test_killed_training_ends_as_if_it_had_not_been(
-    frozen: int, small_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    frozen: int, checkpoint: str, small_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = with_changes(small_params, epochs=3.0, frozen_layers=frozen, learning_rate=0.01)
+    changes = {"epochs": 3.0, "frozen_layers": frozen, "learning_rate": 0.01, "checkpoint": checkpoint}
+    params = with_changes(small_params, **changes)
     make_upstream(params)
     whole = training.build("ft-cot", params)
     resumed = with_changes(params, run_root=str(tmp_path / "again"))
@@ -318,7 +321,7 @@ def test_killed_training_ends_as_if_it_had_not_been(
     stage = runs.stage("training", resumed, method="ft-cot")
     assert not stage.is_complete()
     checkpoints = Path(f"{stage.path}.partial") / "checkpoints"
-    (kept,) = checkpoints.iterdir()
+    kept = max(checkpoints.iterdir())
     assert kept.name == "checkpoint-4"
     shutil.copytree(kept, checkpoints / "checkpoint-5")  # one that a crash left half-written
     (checkpoints / "checkpoint-5" / "trainer_state.json").unlink()
@@ -327,14 +330,115 @@ def test_killed_training_ends_as_if_it_had_not_been(
 
     def note_step(self: StepReport, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         report(self, args, state, control, **kwargs)
-        steps.append(state.global_step)
+        steps.extend([state.global_step] if "loss" in kwargs["logs"] else [])
 
     monkeypatch.setattr(StepReport, "on_log", note_step)
     training.build("ft-cot", resumed)
-    assert steps[:5] == [5, 6, 7, 8, 9]  # then comes the Trainer's summary
-    columns = ("step", "epoch", "loss", "learning_rate")
+    assert steps == [5, 6, 7, 8, 9]
+    columns = ("step", "epoch", "loss", "learning_rate", "val_accuracy", "val_loss")
     logs = [[[row[c] for c in columns] for row in read_log(made)] for made in (whole, stage)]
     assert logs[0] == logs[1]
     assert len(logs[0]) == 9
     expected, found = weights(whole), weights(stage)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+    kept_steps = {made.manifest()["notes"]["kept_step"] for made in (whole, stage)}
+    assert len(kept_steps) == 1
+
+
+def test_validation_asks_held_out_questions_now_and_then(small_params: Params) -> None:
+    params = with_changes(small_params, epochs=3.0, learning_rate=0.01, validations=4)
+    make_upstream(params)
+    made = training.build("ft-cot", params)
+    rows = {int(row["step"]): row for row in read_log(made) if row["val_loss"]}
+    assert list(rows) == [3, 6, 9]
+    questions = data.questions(params.train_dataset, "validation", params)
+    trained = {e.question_id for e in training.read_examples("ft-cot", params)}
+    assert not trained & {question.id for question in questions}
+    student = training.load_trained("ft-cot", params)
+    prompts = [prompt_text(question, DIRECT) for question in questions]
+    longest = max(len(encode(e, student.tokenizer).target) for e in training.read_examples("ft-cot", params))
+    again = validate(student, questions, prompts, longest, batch_size=2)
+    assert float(rows[9]["val_accuracy"]) == again["accuracy"]
+    assert float(rows[9]["val_loss"]) == pytest.approx(again["loss"], rel=1e-4)
+
+
+def test_validation_changes_nothing_in_the_student(small_params: Params) -> None:
+    make_upstream(small_params)
+    with_it, without = (
+        weights(training.build("ft", with_changes(small_params, validations=n))) for n in (3, 0)
+    )
+    assert all(torch.equal(with_it[name], without[name]) for name in without)
+
+
+@pytest.mark.parametrize(("patience", "steps", "kept"), [(0, 20, 8), (1, 12, 8)])
+def test_the_best_student_is_kept_and_patience_ends(
+    patience: int,
+    steps: int,
+    kept: int,
+    small_params: Params,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changes = {"checkpoint": "best", "patience": patience, "frozen_layers": 1, "learning_rate": 0.01}
+    params = with_changes(small_params, **changes)
+    student = students.load("tiny-random", params)
+    accuracies, seen = iter([0.2, 0.8, 0.5, 0.8, 0.1]), []
+
+    def measure(*_: Any) -> dict[str, float]:
+        seen.append({name: p.detach().clone() for name, p in student.model.named_parameters()})
+        return {"accuracy": next(accuracies), "loss": 1.0}
+
+    monkeypatch.setattr(training, "validate", measure)
+    examples = training.make_examples(QUESTIONS, COUNTERFACTUALS, RATIONALES, "ft-cot")
+    log, notes = training.train(student, examples, 20, params, tmp_path / "checkpoints", QUESTIONS)
+    assert [row["step"] for row in log if "val_loss" in row] == list(range(4, steps + 1, 4))
+    assert (len(log), notes["steps"], notes["kept_step"]) == (steps, steps, kept)
+    assert all(torch.equal(p, seen[1][name]) for name, p in student.model.named_parameters())
+    assert any(not torch.equal(p, seen[2][name]) for name, p in student.model.named_parameters())
+
+
+def test_two_processes_train_the_student_of_one(small_params: Params, tmp_path: Path) -> None:
+    changes = {"batch_size": 4, "accumulation_steps": 2, "learning_rate": 0.01, "frozen_layers": 1}
+    alone = with_changes(small_params, **changes, checkpoint="best", methods=["ft-cot", "cf-distill"])
+    both = with_changes(alone, run_root=str(tmp_path / "both"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    for params in (alone, both):
+        make_upstream(params)
+    profile = tmp_path / "both.yaml"
+    profile.write_text(json.dumps(both.model_dump() | {"accumulation_steps": 1}))
+    torchrun = subprocess.run(
+        [*command, "-m", "cfdistill", "train", str(profile)], capture_output=True, text=True, check=False
+    )
+    assert torchrun.returncode == 0, torchrun.stderr[-3000:]
+    for method in alone.methods:
+        one = training.build(method, alone)
+        two = runs.stage("training", with_changes(both, accumulation_steps=1), method=method)
+        assert f"{two.path}\n" in torchrun.stdout
+        losses, others = ([float(row["loss"]) for row in read_log(made)] for made in (one, two))
+        assert others == pytest.approx(losses, rel=1e-4)
+        expected, found = weights(one), weights(two)
+        for name, values in expected.items():
+            torch.testing.assert_close(found[name], values, rtol=1e-3, atol=1e-4)
+
+
+def test_tensorboard_gets_losses_and_validations(small_params: Params) -> None:
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    params = with_changes(small_params, tensorboard=True)
+    make_upstream(params)
+    made = training.build("ft", params)
+    events = EventAccumulator(str(Path(params.run_root) / "tensorboard" / made.path.name)).Reload()
+    losses = [float(row["loss"]) for row in read_log(made)]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
+    accuracies = [float(row["val_accuracy"]) for row in read_log(made) if row["val_accuracy"]]
+    assert [event.value for event in events.Scalars("eval/accuracy")] == pytest.approx(accuracies)
+
+
+def test_tensorboard_that_is_missing_is_one_sentence(
+    small_params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    make_upstream(small_params)
+    with pytest.raises(TrainingError, match=r"needs pip install 'cfdistill\[tensorboard\]'"):
+        training.build("ft", with_changes(small_params, tensorboard=True))
