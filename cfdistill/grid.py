@@ -305,7 +305,10 @@ def write_cell(folder: Path, evaluations: Sequence[Path]) -> None:
         }
         runs.sync_tree(partial)
         runs.write_text(partial / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            (folder / PREDICTIONS).unlink(missing_ok=True)  # first: what is left is no cell to `finished`
+            runs.sync(folder)
+            shutil.rmtree(folder)
         runs.publish(partial, folder)
 
 

@@ -44,6 +44,16 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, told[-3000:]
 
 
+def made(folder: Path) -> dict[str, str]:
+    """Return the hash of every file of the complete stages, without those that hold seconds."""
+    found = {}
+    for manifest in (folder / "runs").glob("*/*/manifest.json"):
+        if manifest.parent.suffix != ".partial":
+            outputs = runs.Stage(manifest.parts[-3], {}, manifest.parent).manifest()["outputs"]
+            found |= {f"{manifest.parent}/{k}": v["sha256"] for k, v in outputs.items() if k != "log.csv"}
+    return {str(Path(name).relative_to(folder)): digest for name, digest in found.items()}
+
+
 def hashes(folder: Path, **more: str) -> dict[str, str]:
     """Return the hash of every result that holds no times."""
     results = runs.results_folder(params(folder, **more))

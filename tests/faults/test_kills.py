@@ -9,63 +9,114 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
 
 import psutil
 import pytest
 
-from cfdistill import leftovers, runner, runs
+from cfdistill import leftovers, results, runner, runs
+from cfdistill.params import STAGES
 
-from .small_study import finish, hashes, params, start
+from .small_study import finish, hashes, made, params, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(3600)]
 KILLS, SEED = int(os.environ.get("KILLS", "10")), int(os.environ.get("SEED", "0"))
+AIMS = {*STAGES, "07_paper_figures"}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """Run the study once and return its results' hashes, and how long it took."""
+    """Run the study once and return the hashes of its results and stages, and how long it took."""
     folder, began = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
     finish(start(folder))
-    found = hashes(folder)
+    found = everything(folder)
     assert "metrics.csv" in found
+    assert {name.split("/")[1] for name in found if name.startswith("runs/")} == set(STAGES)
     return found, time.monotonic() - began
 
 
+def everything(folder):
+    """Return the hashes of results and stages, a trained student's weights among them."""
+    return hashes(folder) | made(folder)
+
+
 def check_stages(folder):
-    """Every folder without a suffix is whole, whatever happened."""
+    """Whatever happened, what counts as complete is whole, and the rest is listed as left over."""
     root = folder / "runs"
     for manifest in root.glob("*/*/manifest.json"):
         if manifest.parent.suffix != ".partial":
             assert runs.Stage(manifest.parts[-3], {}, manifest.parent).is_complete()
-    for made in root.glob("[!ns]*/*/"):  # all but notebooks and students
-        assert made.suffix == ".partial" or (made / "manifest.json").is_file() or "teacher" in made.parts
+    for stage in root.glob("[!ns]*/*/"):  # all but notebooks and students
+        assert stage.suffix == ".partial" or (stage / "manifest.json").is_file() or "teacher" in stage.parts
+    for manifest in folder.glob("results/*/manifest.json"):
+        assert runs.first_changed(manifest.parent, results.read_manifest(manifest.parent)["files"]) is None
+    listed = leftovers.clean(root, dry_run=True)
+    assert set(listed) <= set(root.rglob("*"))
+    return {str(path.relative_to(root)) for path in listed}
+
+
+def under_way(folder, since):
+    """Return which stage a process has been writing since a time, or which notebook it was in."""
+    names = "*/*.partial", "*/*.partial/*", "*/*.partial/checkpoints/*", "notebooks/*/*.unfinished.ipynb"
+    for path in (path for name in names for path in (folder / "runs").glob(name)):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime >= since:
+                name, *_, last = path.relative_to(folder / "runs").parts
+                return last.partition(".")[0] if name == "notebooks" else name
+    return "start"
+
+
+def kill(process, folder, rng, seconds, seen):
+    """Kill a process at a random moment, or soon after it begins what was not killed yet.
+
+    Returns:
+        What it was doing, or None if it ended before.
+    """
+    since, began = time.time() - 0.02, time.monotonic()
+    random_moment, aimed = began + rng.uniform(0, seconds / 2), rng.random() < 0.75
+    while process.poll() is None:
+        if (under_way(folder, since) in AIMS - seen) if aimed else (time.monotonic() > random_moment):
+            break
+        time.sleep(0.01)
+    time.sleep(seconds / 50 * rng.random() ** 6 if aimed else 0)  # most stages take less than a second
+    if process.poll() is not None:
+        finish(process)
+        return None
+    process.send_signal(signal.SIGSTOP)
+    kernels = psutil.Process(process.pid).children(recursive=True)
+    for kernel in kernels:
+        with suppress(psutil.NoSuchProcess):
+            kernel.suspend()
+    now = under_way(folder, since)
+    process.kill()
+    both = rng.random() < 0.5  # the kernel at the same moment, or left to end by itself
+    for kernel in kernels:
+        with suppress(psutil.NoSuchProcess):
+            kernel.kill() if both else kernel.resume()
+    process.communicate()
+    if both:
+        psutil.wait_procs(kernels)
+        left = {str(path.relative_to(folder / "runs")) for path in (folder / "runs").glob("*/*.partial")}
+        assert left <= check_stages(folder)
+    return now
 
 
 def test_a_study_killed_at_random_moments_ends_in_the_same_results(undisturbed, tmp_path):
     expected, seconds = undisturbed
-    rng, killed, chains = random.Random(SEED), 0, 0
-    while killed < KILLS:
-        folder, chains, alive = tmp_path / str(chains), chains + 1, True
-        while alive and killed < KILLS:
-            process = start(folder)
-            try:
-                process.wait(rng.uniform(0, seconds / 2))
-                alive = False
-            except subprocess.TimeoutExpired:
-                kernels = psutil.Process(process.pid).children(recursive=True)
-                process.kill()
-                killed += 1
-                if rng.random() < 0.5:  # the kernel at the same moment, or left to end by itself
-                    for kernel in kernels:
-                        kernel.kill()
-            process.communicate()
+    rng, fell, chains = random.Random(SEED), Counter(), 0
+    while fell.total() < KILLS:
+        folder, seen, chains = tmp_path / str(chains), set(), chains + 1
+        while fell.total() < KILLS and (doing := kill(start(folder), folder, rng, seconds, seen)):
+            fell[doing] += 1
+            seen.add(doing)
             check_stages(folder)
         finish(start(folder))
-        assert hashes(folder) == expected
+        assert everything(folder) == expected
         check_stages(folder)
         leftovers.clean(folder / "runs")
         assert not list(folder.rglob("*.partial"))
-    print(f"{killed} kills in {chains} studies, all of which ended in the undisturbed results")
+    print(f"{fell.total()} kills in {chains} studies, all of which ended in the undisturbed results; {fell}")
 
 
 STEPS = """
@@ -79,49 +130,46 @@ rationale.build(params)
 """
 
 
-def made(folder):
-    """Return the hash of every file of the stages."""
-    files = [p for p in (folder / "runs").glob("[!t]*/*/*") if p.is_file() and p.name != "manifest.json"]
-    return {str(path.relative_to(folder)): runs.sha256(path) for path in files}
-
-
 def test_the_teachers_stages_killed_at_random_moments_end_in_the_same_files(tmp_path):
     def steps(folder):
-        return subprocess.Popen([sys.executable, "-c", STEPS, params(folder).model_dump_json()])
+        asked = params(folder, train_questions="60", train_scenes="0", counterfactuals_per_question="2")
+        command = [sys.executable, "-c", STEPS, asked.model_dump_json()]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     began = time.monotonic()
     assert steps(tmp_path / "undisturbed").wait() == 0
-    seconds, rng, killed, ended = time.monotonic() - began, random.Random(SEED), 0, 0
-    while killed < KILLS:
-        folder, code = tmp_path / str(ended), None
-        while code is None:
-            process = steps(folder)
-            try:
-                code = process.wait(rng.uniform(0.2, 1.1) * seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                killed += 1
+    seconds, rng, fell, ended = time.monotonic() - began, random.Random(SEED), Counter(), 0
+    expected = made(tmp_path / "undisturbed")
+    while fell.total() < KILLS:
+        folder, seen = tmp_path / str(ended), set()
+        while doing := kill(steps(folder), folder, rng, 2 * seconds, seen):
+            fell[doing] += 1
+            seen.add(doing)
             check_stages(folder)
-        assert code == 0
-        assert made(folder) == made(tmp_path / "undisturbed")
+        assert made(folder) == expected
         ended += 1
-    print(f"{killed} kills of the teacher's stages, {ended} times made in spite of them")
+    print(f"{fell.total()} kills of the teacher's stages, {ended} times made in spite of them; {fell}")
 
 
-@pytest.mark.parametrize(("signals", "code"), [([signal.SIGTERM], 143), ([signal.SIGINT], 130)])
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [([signal.SIGTERM], 143), ([signal.SIGINT], 130), ([signal.SIGINT, signal.SIGINT], 130)],
+)
 def test_a_stopped_study_says_so_and_goes_on(undisturbed, tmp_path, signals, code):
     process = start(tmp_path)
     while not list(tmp_path.glob("runs/data/*/manifest.json")):
         time.sleep(0.05)
         assert process.poll() is None
-    process.send_signal(signals[0])
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.5)
     _, told = process.communicate(timeout=120)
     assert process.returncode == code
     assert told.splitlines()[-1].startswith("stopped; what is finished is kept")
     assert "Traceback" not in told
+    assert any(name.endswith((".partial", ".unfinished.ipynb")) for name in check_stages(tmp_path))
     finish(start(tmp_path))
-    assert hashes(tmp_path) == undisturbed[0]
+    assert everything(tmp_path) == undisturbed[0]
 
 
 def test_a_study_whose_progress_nobody_reads_goes_on(undisturbed, tmp_path):
