@@ -198,7 +198,7 @@ def _figures(args: argparse.Namespace) -> None:
     from cfdistill import results
 
     for folder in args.results:
-        print(f"{folder / 'figures'}: table1, {', '.join(results.draw(folder))}")
+        print(f"{folder / 'figures'}: {', '.join(results.draw(folder))}")
 
 
 def _clean(args: argparse.Namespace) -> None:

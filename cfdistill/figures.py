@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from cfdistill import metrics as measures
 from cfdistill import runs
+from cfdistill.data.weasel import ALL
 from cfdistill.errors import DataError
 from cfdistill.stats import proportion_interval
 from cfdistill.tables import REPORTED, short_name
@@ -123,7 +124,7 @@ def fig_headline(metrics: pd.DataFrame, chance: float | None = None) -> Figure:
     lured = _labelled(lured.assign(accuracy=lured["lure_rate"], ci_low=low, ci_high=high, **unknown))
     fig, axes = subplots(1, 1 if lured.empty else 2, width=PAGE, height=2.6)
     method_bars(axes[0], rows, "label")
-    _chance_line(axes[0], [chance] * rows["label"].nunique())
+    chance_lines(axes[0], [chance] * rows["label"].nunique())
     axes[0].set(title="right answers (%), higher is better", ylim=(0, 100))
     if not lured.empty:
         method_bars(axes[1], lured, "label")
@@ -144,7 +145,8 @@ def fig5_ood(metrics: pd.DataFrame, chance: Mapping[str, float] | None = None) -
     if rows.empty and len(metrics):
         return note("tested on the training data set only")
     _only(rows, "student")
-    rows = rows.assign(label=rows["test_dataset"].map(short_name) + "\n" + rows["test_split"])
+    words = [f"{short_name(r.test_dataset)}\n{r.test_split}, n = {r.n}" for r in measures.each_row(rows)]
+    rows = rows.assign(label=words)
     trained_on = list(rows["train_dataset"].drop_duplicates())
     columns = min(2, len(trained_on))
     lines = -(-len(trained_on) // columns)
@@ -154,7 +156,7 @@ def fig5_ood(metrics: pd.DataFrame, chance: Mapping[str, float] | None = None) -
     for ax, name in zip(axes, trained_on, strict=False):
         panel = rows[rows["train_dataset"] == name]
         method_bars(ax, panel, "label")
-        _chance_line(ax, [(chance or {}).get(d) for d in panel.drop_duplicates("label")["test_dataset"]])
+        chance_lines(ax, [(chance or {}).get(d) for d in panel.drop_duplicates("label")["test_dataset"]])
         ax.set(title=f"trained on {short_name(name)}", ylim=(0, 100), ylabel="accuracy (%)")
     return legend_below(fig)
 
@@ -206,9 +208,11 @@ def fig6_architectures(metrics: pd.DataFrame, split: str | None = None) -> Figur
     count, lines = rows["student"].nunique(), len(trained_on)
     fig, axes = subplots(lines, 2, width=PAGE, height=0.4 + 2.1 * lines, width_ratios=[3, 1])
     for ax, name in zip(axes[::2], trained_on, strict=True):
-        method_bars(ax, rows[rows["train_dataset"] == name], "student")
+        panel = rows[rows["train_dataset"] == name]
+        method_bars(ax, panel, "student")
         only = " (one student only)" if count == 1 else ""
-        ax.set(title=f"{short_name(name)}, split {split}{only}", ylim=(0, 100), ylabel="accuracy (%)")
+        title = f"{short_name(name)}, split {split}, {questions(panel)}{only}"
+        ax.set(title=title, ylim=(0, 100), ylabel="accuracy (%)")
         ax.tick_params(axis="x", rotation=30 if count > 3 else 0)
     _reported_panel(axes[1])
     for ax in axes[3::2]:
@@ -258,15 +262,17 @@ def method_bars(ax: Axes, rows: pd.DataFrame, x: str) -> None:
     ax.tick_params(axis="x", length=0)
 
 
-def points(ax: Axes, x: pd.Series[Any], rows: pd.DataFrame, method: str) -> None:
-    """Draw accuracies in percent as the method's markers, with their intervals."""
+def points(ax: Axes, x: pd.Series[Any], rows: pd.DataFrame, method: str, **how: Any) -> None:
+    """Draw accuracies in percent as the method's markers, with their intervals; `how` goes to matplotlib."""
     color, marker = METHOD_STYLES[method]
     y = 100 * rows["accuracy"]
     reach = [(y - 100 * rows["ci_low"]).clip(lower=0), (100 * rows["ci_high"] - y).clip(lower=0)]
-    ax.errorbar(x, y, reach, color=color, fmt=marker, elinewidth=1, capsize=2, label=method)
+    look: dict[str, Any] = {"color": color, "fmt": marker, "elinewidth": 1, "capsize": 2, "label": method}
+    ax.errorbar(x, y, reach, **look | how)
 
 
-def _chance_line(ax: Axes, shares: Sequence[float | None]) -> None:
+def chance_lines(ax: Axes, shares: Sequence[float | None]) -> None:
+    """Draw the accuracy of guessing at each group of an axis of groups."""
     for x, share in enumerate(shares):
         if share is not None:
             ends = (x - 0.45, x + 0.45)
@@ -296,13 +302,20 @@ def methods_in(rows: pd.DataFrame) -> list[str]:
 def own_splits(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return the seed-averaged main scores on the training data set's own test splits."""
     rows = measures.over_seeds(metrics[measures.is_main(metrics)])
-    return rows[rows["train_dataset"] == rows["test_dataset"]]
+    return rows[(rows["train_dataset"] == rows["test_dataset"]) | (rows["train_dataset"] == ALL)]
+
+
+def questions(rows: pd.DataFrame) -> str:
+    """Return how many questions rows of metrics are of, for a reader of a figure."""
+    low, high = rows["n"].min(), rows["n"].max()
+    return f"n = {low}" if low == high else f"n = {low} to {high}"
 
 
 def _labelled(metrics: pd.DataFrame) -> pd.DataFrame:
     rows = own_splits(metrics)
     rows = rows[~rows["test_split"].str.startswith("shift_")]  # parts of `shift`
-    return rows.assign(label=[SPLIT_LABELS.get(split, split) for split in rows["test_split"]])
+    labels = [f"{SPLIT_LABELS.get(r.test_split, r.test_split)}\nn = {r.n}" for r in measures.each_row(rows)]
+    return rows.assign(label=labels)
 
 
 def _only(rows: pd.DataFrame, *columns: str) -> None:

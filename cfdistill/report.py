@@ -170,7 +170,9 @@ def _results(site: Path, place: str, manifest: Mapping[str, Any] | None = None) 
     alt = results.alt_texts(folder)
     first, *others = sorted(alt, key=lambda name: (name != "headline", not name.startswith("fig"), name))
     parts = [_figure(site, place, first, alt)]
-    if (folder / "figures" / "table1.md").is_file():  # a sweep has none
+    if not (folder / "figures" / "table1.md").is_file():  # of what is swept, or trained together
+        parts.append(tables.differences_block(comparisons))
+    else:
         parts.append(tables.readme_block(measured, comparisons, manifest))
         kinds = (("markdown", "md"), ("LaTeX", "tex"), ("CSV", "csv"))
         files = ", ".join(f"[{kind}]({place}figures/table1.{end})" for kind, end in kinds)

@@ -23,6 +23,7 @@ from cfdistill import (
     runs,
     tables,
 )
+from cfdistill.data.weasel import ALL
 from cfdistill.errors import DataError, StageError
 from cfdistill.params import Params
 
@@ -89,6 +90,8 @@ def draw(folder: Path) -> dict[str, str]:
     target = folder / "figures"
     if set(measured.columns) - {*metrics.METRIC_COLUMNS, metrics.AGREEMENT}:
         plots = _sweeps(measured)  # averaged over what is swept, the others would mean nothing
+    elif ALL in set(measured["train_dataset"]):
+        plots = _joint(measured)
     else:
         own = measured.iloc[0]  # what the folder's single-study figures are of
         if known["gather"]:
@@ -155,8 +158,10 @@ def _plots(folder: Path, measured: pd.DataFrame, comparisons: pd.DataFrame, own:
     alt = f"Accuracy by student and method. {_spoken(rows, 'student', 'train_dataset', 'test_split')}"
     yield "fig6_architectures", figures.fig6_architectures(measured), measured, alt
     if not set(study["method"]) <= HEADLINE:
-        alt = f"Accuracy of the ablations. {_spoken(figures.own_splits(study), 'test_split')}"
-        yield "ablation", grid_figures.fig_ablation(study), study, alt
+        rows = grid_figures.ablation_table(study, comparisons)
+        alt = f"Accuracy of the ablations. {_spoken(rows, 'test_split')}"
+        chance = chances.get(own["train_dataset"])
+        yield "ablation", grid_figures.fig_ablation(rows, chance), rows, alt
     if (folder / "audits.csv").is_file():
         audits = metrics.read_csv(folder, "audits.csv")
         alt = f"Right answers by audit and condition. {_spoken(audits, 'audit', 'condition')}"
@@ -186,7 +191,17 @@ def _sweeps(measured: pd.DataFrame) -> Any:
         if swept in measured:
             rows = figures.own_splits(measured)
             alt = f"Accuracy by {swept} and test split. {_spoken(rows, swept, 'test_split')}"
-            yield name, draw_it(measured), measured, alt
+            trained_on = measured["train_dataset"].iloc[0]
+            yield name, draw_it(measured, _chances([trained_on]).get(trained_on)), measured, alt
+
+
+def _joint(measured: pd.DataFrame) -> Any:
+    """Yield the figure of joint training, as `_plots` does."""
+    rows = figures.own_splits(measured)
+    rows = rows[rows["test_split"].isin(grid_figures.UNSEEN)]
+    alt = f"Accuracy by training data. {_spoken(rows, 'train_dataset', 'test_dataset', 'test_split')}"
+    figure = grid_figures.fig_joint(measured, _chances(rows["test_dataset"].unique()))
+    yield "joint", figure, measured, alt
 
 
 def _chances(datasets: Iterable[str]) -> dict[str, float]:

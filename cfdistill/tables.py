@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cfdistill import metrics as measures
+from cfdistill.data.weasel import ALL
 from cfdistill.errors import DataError
 from cfdistill.stats import ALPHA
 
@@ -167,17 +168,32 @@ def matrix(metrics: pd.DataFrame, comparisons: pd.DataFrame, baseline: str = "ft
 def differences(comparisons: pd.DataFrame) -> str:
     """Return one line per compared pair: differences in points, intervals, adjusted p-values."""
     lines = []
+    known = [*measures.COMPARISON_COLUMNS, *measures.COMPARISON_SCORINGS]
+    swept = [name for name in comparisons if name not in known]
     scorings = [name for name in measures.COMPARISON_SCORINGS if name in comparisons]
     keys = ["train_dataset", "student", "method_a", "method_b", *scorings]
-    for (train, student, ours, other, *how), rows in comparisons.groupby(keys, sort=False):
+    for key, rows in comparisons.groupby([*swept, *keys], sort=False):
+        train, student, ours, other, *how = key[len(swept) :]
         found = [
             f"{_test_name(row)} {100 * row.delta:+.1f} "
             f"[{100 * row.ci_low:+.1f}, {100 * row.ci_high:+.1f}], {_p(row.p_holm)}"
             for row in measures.each_row(rows)
         ]
         pair = f"{ours} {how[0]} minus {how[1]}" if ours == other else f"{ours} minus {other}"
-        lines.append(f"- {pair} ({train}, {student}): {'; '.join(found)}.")
+        where = [f"{train}, {student}", *(f"{name} {value}" for name, value in zip(swept, key, strict=False))]
+        lines.append(f"- {pair} ({', '.join(where)}): {'; '.join(found)}.")
     return "\n".join(lines)
+
+
+def differences_block(comparisons: pd.DataFrame) -> str:
+    """Return the differences in markdown, with what they and their intervals are."""
+    how = "paired bootstrap"
+    if bool((comparisons["seeds"] > 1).any()):
+        how += "; where there are several seeds, Student's t over items and seeds"
+    return (
+        f"Differences in accuracy, in points, with 95 % intervals ({how}) and p-values (exact "
+        f"McNemar test, Holm-adjusted over all {len(comparisons)} comparisons):\n\n{differences(comparisons)}"
+    )
 
 
 def readme_block(
@@ -200,9 +216,7 @@ def readme_block(
     return "\n\n".join(
         [
             to_markdown(metrics, comparisons).strip(),
-            f"Differences in accuracy, in points, with 95 % intervals ({_interval(comparisons)}) and "
-            f"p-values (exact McNemar test, Holm-adjusted over all {len(comparisons)} comparisons):",
-            differences(comparisons),
+            differences_block(comparisons),
             _lures(metrics),
             *made,
             REPORTED_NOTE,
@@ -270,14 +284,10 @@ def _test_name(row: Any) -> str:
     """Name a test set as seen from training: its own split, or another data set."""
     if row.test_dataset == row.train_dataset:
         return str(row.test_split)
+    if row.train_dataset == ALL:
+        return f"{short_name(row.test_dataset)} {row.test_split}"
     split = "" if row.test_split == "new" else f" {row.test_split}"
     return f"OOD {short_name(row.test_dataset)}{split}"
-
-
-def _interval(comparisons: pd.DataFrame) -> str:
-    if bool((comparisons["seeds"] > 1).any()):
-        return "paired bootstrap; where there are several seeds, Student's t over items and seeds"
-    return "paired bootstrap"
 
 
 def _lures(metrics: pd.DataFrame) -> str:

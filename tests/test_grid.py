@@ -104,7 +104,7 @@ CELLS = {
     "spurious": 10,
     "data_size": 6,
     "ablation": 8,
-    "joint": 2,
+    "joint": 10,
     "smoke": 24,
     "csqa_smollm2": 2,
     "../paper/table1": 36,

@@ -1,6 +1,7 @@
 """Committed results: every digit follows from the predictions, and every figure from small files alone."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cfdistill import metrics, results, runs, tables
+from cfdistill import grid, metrics, results, runs, tables
 from cfdistill.errors import StageError
 from cfdistill.params import Params
 
 ROOT = runs.project_root()
-FOLDERS = sorted(path.parent for path in (ROOT / "results").glob("offline*/metrics.csv"))
+FOLDERS = sorted(path.parent for path in (ROOT / "results").glob("*/metrics.csv"))
+STUDIES = [folder for folder in FOLDERS if (folder / "manifest.json").is_file()]
+GRIDS = [folder.name for folder in FOLDERS if (folder / "tables.json").is_file()]
 WITHOUT_TORCH = """
 import sys
 class Refuse:
@@ -26,47 +29,68 @@ sys.exit(main(["figures", *sys.argv[1:]]))
 """
 
 
-@pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
-def folder(request, tmp_path):
-    """Return a copy of committed results without what is drawn from them."""
-    copy = tmp_path / request.param.name
-    shutil.copytree(request.param, copy, ignore=shutil.ignore_patterns("*.pdf", "*.png", "table1*", "alt*"))
-    return copy
+DRAWN = ("*.pdf", "*.png", "table1*", "alt*")
 
 
 def test_the_default_study_and_its_control_are_committed():
-    assert {"offline", "offline_control"} <= {folder.name for folder in FOLDERS}
+    assert {"offline", "offline_control"} <= {folder.name for folder in STUDIES}
+    assert set(FOLDERS) == {*STUDIES, *(ROOT / "results" / name for name in GRIDS)}
 
 
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
 def test_metrics_and_comparisons_follow_from_the_predictions(folder, tmp_path):
-    cells = [path.parent for path in folder.rglob("predictions.csv")]
-    predictions = pd.concat([metrics.read_csv(cell, "predictions.csv") for cell in cells])
-    again = metrics.metrics_table(predictions)
-    metrics.write_csv(again, tmp_path / "metrics.csv")
-    assert (tmp_path / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
-    compared = metrics.comparisons_table(predictions, Params().bootstrap_samples)
-    metrics.write_csv(compared, tmp_path / "comparisons.csv")
-    assert (tmp_path / "comparisons.csv").read_bytes() == (folder / "comparisons.csv").read_bytes()
-
-
-def test_tables_and_figures_follow_from_small_files_without_torch(folder):
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, folder], capture_output=True, text=True, cwd=ROOT, timeout=240
+    predictions = metrics.read_csv(folder, "predictions.csv")
+    again = (
+        metrics.metrics_table(predictions),
+        metrics.comparisons_table(predictions, Params().bootstrap_samples),
     )
+    for name, table in zip(metrics.FILES, again, strict=False):
+        metrics.write_csv(table, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_tables_of_grids_follow_from_the_cells(name, tmp_path):
+    ignored = shutil.ignore_patterns("figures", "tables.json")
+    shutil.copytree(ROOT / "results", tmp_path / "results", ignore=ignored)
+    made = grid.read(ROOT / f"params/grids/{name}.yaml", {"results_root": str(tmp_path / "results")})
+    grid.write_tables(made, grid.finished(made))
+    for file in metrics.FILES[:2]:
+        assert (made.folder / file).read_bytes() == (ROOT / "results" / name / file).read_bytes(), file
+
+
+def test_tables_and_figures_follow_from_small_files_in_a_minute_without_torch(tmp_path):
+    for folder in FOLDERS:
+        shutil.copytree(
+            folder, tmp_path / folder.name, ignore=shutil.ignore_patterns(*DRAWN, "predictions.csv")
+        )
+    copies = sorted(tmp_path.iterdir())
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *copies], capture_output=True, text=True, cwd=ROOT, timeout=600
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    committed = ROOT / "results" / folder.name / "figures"
-    names = {path.name for path in (folder / "figures").iterdir()}
-    for name in (
-        sorted(names) if committed.is_dir() else []
-    ):  # pixels may differ by the machine's fonts and libraries; words and numbers may not
+    # What the processor worked: a machine that is busy with other things takes longer by the clock.
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) <= 60
+    for copy in copies:
+        check_drawn(copy / "figures", ROOT / "results" / copy.name / "figures")
+
+
+def check_drawn(again, committed):
+    """Pixels may differ by the machine's fonts and libraries; words and numbers may not."""
+    names = {path.name for path in again.iterdir()}
+    assert names == {path.name for path in committed.iterdir()}
+    for name in sorted(names):
         if Path(name).suffix in (".csv", ".md", ".tex", ".json"):
-            assert (folder / "figures" / name).read_bytes() == (committed / name).read_bytes(), name
+            assert (again / name).read_bytes() == (committed / name).read_bytes(), committed / name
     pictures = {Path(name).stem for name in names if name.endswith(".png")}
-    assert {"headline", "fig5_ood", "fig5_matrix", "fig6_architectures"} <= pictures
-    assert set(json.loads((folder / "figures" / "alt_texts.json").read_text())) == pictures
-    if (folder / "manifest.json").is_file():  # grids have none: their cells do
-        written = results.read_manifest(folder)["files"]["figures/headline.png"]
-        assert written == runs.sha256(folder / "figures" / "headline.png")
+    assert pictures
+    assert set(json.loads((again / "alt_texts.json").read_text())) == pictures
+    if (again.parent / "manifest.json").is_file():  # grids have none: their cells do
+        assert {"headline", "fig5_ood", "fig5_matrix", "fig6_architectures"} <= pictures
+        written = results.read_manifest(again.parent)["files"]["figures/headline.png"]
+        assert written == runs.sha256(again / "headline.png")
 
 
 def test_gathered_folders_are_drawn_together(tmp_path):
@@ -123,3 +147,16 @@ def test_a_sweep_is_not_averaged_over_what_is_swept(tmp_path, swept, figure):
     assert "1 → shift: ft 7 %" in drawn[figure]
     assert (tmp_path / "figures" / f"{figure}.pdf").is_file()
     assert not (tmp_path / "figures" / "table1.md").exists()
+    said = tables.differences(metrics.read_csv(tmp_path, "comparisons.csv"))
+    assert f"cf-distill minus ft (weasel-commonsense, smollm2-135m, {swept} 2): id -10.8" in said
+
+
+def test_joint_training_has_a_figure_of_its_own(tmp_path):
+    for name in metrics.FILES[:2]:
+        table = metrics.read_csv(ROOT / "results" / "offline", name)
+        metrics.write_csv(pd.concat([table, table.assign(train_dataset="weasel-all")]), tmp_path / name)
+    drawn = results.draw(tmp_path)
+    assert list(drawn) == ["joint"]
+    assert "all → commonsense → shift_reachable: ft 10 %" in drawn["joint"]
+    said = tables.differences(metrics.read_csv(tmp_path, "comparisons.csv"))
+    assert "cf-distill minus ft (weasel-all, smollm2-135m): commonsense id -10.8" in said
