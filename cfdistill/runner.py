@@ -162,7 +162,8 @@ def _try_to_execute(name: str, params: Params, bar: tqdm[Any], done: int) -> Non
                 parameters=params.model_dump(),
                 kernel_name="python3",
                 progress_bar=False,
-                extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns of its transport
+                # The kernel warns of its transport, and when it is stopped, of a socket it has just closed.
+                extra_arguments=["--log-level=CRITICAL"],
                 config=_patience(params),
             )
     except RuntimeError as error:  # what a cell raises arrives as the next kind; this is the kernel's end

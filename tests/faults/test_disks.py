@@ -15,6 +15,7 @@ from cfdistill import (
     counterfactual,
     data,
     evaluation,
+    leftovers,
     metrics,
     rationale,
     results,
@@ -91,6 +92,8 @@ def test_every_step_refuses_a_full_disk_and_is_made_when_there_is_room(disk, tmp
                 make()
             except CfdistillError:
                 refused[name] += 1
+                left = set((disk / "runs").glob("*/*.partial"))
+                assert left <= set(leftovers.clean(disk / "runs", dry_run=True))
             else:
                 break
             free = max(PAGE, 2 * free)  # fails at another place of the step
