@@ -6,6 +6,8 @@
 import json
 import os
 import re
+import sqlite3
+from contextlib import closing, suppress
 
 import pytest
 import yaml
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from cfdistill import data
 from cfdistill.counterfactual import MASK, mask_spans
-from cfdistill.errors import CfdistillError, ParamsError
+from cfdistill.errors import CfdistillError, ParamsError, TeacherError
 from cfdistill.params import Params
 from cfdistill.rationale import Published, read_published, read_view
 from cfdistill.schema import (
@@ -30,7 +32,7 @@ from cfdistill.schema import (
 )
 from cfdistill.teacher import batch, exchange
 from cfdistill.teacher.answers import read_strings
-from cfdistill.teacher.cache import Answer, Cache
+from cfdistill.teacher.cache import LAYOUT, Answer, Cache
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
 pytestmark = pytest.mark.timeout(60 + EXAMPLES)
@@ -207,6 +209,44 @@ def test_a_response_is_stored_as_it_came_or_refused(response, key, cache):
     stored = cache.get([str(key)])[str(key)]
     assert stored.text.encode() == stored.text.encode("utf-8")
     assert isinstance(stored.prompt_tokens, int)
+
+
+STORED = (
+    st.none()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats()
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+    | st.binary(max_size=8)
+    | BODIES.map(json.dumps)
+    | DEEP
+)
+
+
+@pytest.fixture(scope="module")
+def untyped(tmp_path_factory):
+    """A cache file of somebody else's making, whose columns take any value."""
+    file = tmp_path_factory.mktemp("cache") / "untyped.sqlite"
+    with closing(sqlite3.connect(file)) as db:
+        db.execute(f"CREATE TABLE answers ({', '.join(Answer._fields)})")
+        db.execute(f"PRAGMA user_version = {LAYOUT}")
+    opened = Cache(file, durable=False)
+    yield opened
+    opened.close()
+
+
+@fuzz
+@given(changes=st.dictionaries(st.sampled_from([*Answer._fields, "response"]), STORED, max_size=3))
+def test_a_row_of_a_cache_is_read_or_refused(changes, untyped):
+    sound = Answer.read(json.dumps(BODY), key="k")
+    row = sound._asdict() | changes
+    untyped._db.execute("DELETE FROM answers")
+    untyped._db.execute(f"INSERT INTO answers VALUES ({', '.join('?' * len(row))})", (*row.values(),))
+    for read in (lambda: untyped.get(["k"]).values(), untyped.answers, untyped.totals, untyped.sources):
+        with suppress(TeacherError):
+            found = list(read())
+            assert all(isinstance(value, str | int | float) for row in found for value in row)
+            assert all(isinstance(row.text, str) for row in found if isinstance(row, Answer))
+    assert changes or list(untyped.answers()) == [sound]
 
 
 @fuzz

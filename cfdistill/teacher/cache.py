@@ -7,6 +7,7 @@ layout is brought up to date when it is opened.
 
 from __future__ import annotations
 
+import functools
 import json
 import sqlite3
 from collections import Counter
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_type_hints
 
 from filelock import FileLock
 
@@ -34,6 +35,7 @@ MIGRATIONS = (
 )
 LAYOUT = len(MIGRATIONS)
 BUSY_TIMEOUT_S = 30.0
+NO_COMPLETION = (LookupError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError)
 
 
 class Answer(NamedTuple):
@@ -87,7 +89,7 @@ class Answer(NamedTuple):
                 batched=batched,
             )
             _ = answer.text
-        except (LookupError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:
+        except NO_COMPLETION as error:
             raise ValueError(f"no chat completion ({type(error).__name__})") from error
         return answer
 
@@ -118,6 +120,18 @@ class Total(NamedTuple):
     answers: int
     prompt_tokens: int
     completion_tokens: int
+
+
+class Source(NamedTuple):
+    """Whose answers a cache holds."""
+
+    base_url: str
+    model: str
+
+
+@functools.cache
+def _types(kind: type) -> tuple[type, ...]:
+    return tuple(get_type_hints(kind).values())
 
 
 COLUMNS = ", ".join(Answer._fields)
@@ -205,7 +219,7 @@ class Cache:
                 f"SELECT {COLUMNS} FROM answers WHERE key IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(keys)),),
             )
-            return {row[0]: Answer(*row) for row in rows}
+            return {row[0]: self._answer(row) for row in rows}
 
     def put(self, answer: Answer) -> bool:
         """Store and commit an answer; the first one to a key stays. Tells whether this was the first."""
@@ -235,7 +249,7 @@ class Cache:
         """Yield every answer, by key, as they are at one moment."""
         with self._errors():
             for row in self._db.execute(f"SELECT {COLUMNS} FROM answers ORDER BY key"):
-                yield Answer(*row)
+                yield self._answer(row)
 
     def totals(self) -> list[Total]:
         """Return how many answers and tokens there are, one row per kind of answer."""
@@ -244,12 +258,33 @@ class Cache:
                 f"SELECT {KIND}, count(*), sum(prompt_tokens), sum(completion_tokens) "
                 f"FROM answers GROUP BY {KIND} ORDER BY {KIND}"
             )
-            return [Total(*row) for row in rows]
+            return [Total(*self._checked(row, Total)) for row in rows]
 
-    def sources(self) -> list[tuple[str, str]]:
-        """Return the (base_url, model) pairs whose answers the file holds."""
+    def sources(self) -> list[Source]:
+        """Return whose answers the file holds."""
         with self._errors():
-            return list(self._db.execute("SELECT DISTINCT base_url, model FROM answers ORDER BY 1, 2"))
+            rows = self._db.execute("SELECT DISTINCT base_url, model FROM answers ORDER BY 1, 2")
+            return [Source(*self._checked(row, Source)) for row in rows]
+
+    def _answer(self, row: tuple[Any, ...]) -> Answer:
+        answer = Answer(*self._checked(row, Answer))
+        try:
+            _ = answer.text
+        except NO_COMPLETION as error:
+            raise self._damaged(f"answer {answer.key} is no chat completion") from error
+        return answer
+
+    def _checked(self, row: tuple[Any, ...], kind: type) -> tuple[Any, ...]:
+        """Return a row whose values have their types, which SQLite does not enforce."""
+        if tuple(map(type, row)) != _types(kind):
+            raise self._damaged(f"a row of {str(row[:5])[:200]}")
+        return row
+
+    def _damaged(self, reason: object) -> TeacherError:
+        return TeacherError(
+            f"teacher cache {self.path} is damaged ({reason}); it was left as it is: move it away or "
+            "put back a copy, then run again"
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -276,7 +311,4 @@ class Cache:
                 "space and whether another program holds it, then run again"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise TeacherError(
-                f"teacher cache {self.path} is damaged ({error}); it was left as it is: move it away or "
-                "put back a copy, then run again"
-            ) from error
+            raise self._damaged(error) from error
