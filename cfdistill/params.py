@@ -278,12 +278,14 @@ def field_stages() -> dict[str, str | None]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; raises ParamsError when there is none."""
-    if not path.is_file():
-        raise ParamsError(f"{path} does not exist; the profiles are in params/")
     try:
+        if not path.is_file():
+            raise ParamsError(f"{path} does not exist; the profiles are in params/")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as bad bytes, a 30th of February
         raise ParamsError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:  # such as a name that is too long
+        raise ParamsError(f"{str(path)[:200]} cannot be read: {error.strerror}") from error
     if not isinstance(values, dict):
         raise ParamsError(f"{path} must hold `name: value` lines")
     return values

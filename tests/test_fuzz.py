@@ -14,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cfdistill import data
+from cfdistill import data, grid, runs
 from cfdistill.counterfactual import MASK, mask_spans
 from cfdistill.errors import CfdistillError, ParamsError, TeacherError
 from cfdistill.params import Params
@@ -30,7 +30,7 @@ from cfdistill.schema import (
     read_jsonl,
     write_jsonl,
 )
-from cfdistill.teacher import batch, exchange
+from cfdistill.teacher import batch, exchange, prices
 from cfdistill.teacher.answers import read_strings
 from cfdistill.teacher.cache import LAYOUT, Answer, Cache
 
@@ -368,6 +368,39 @@ def test_parameters_are_valid_or_refused_in_one_sentence(content, tmp_path):
     except ParamsError:
         return
     assert Params.model_validate_json(params.model_dump_json()) == params
+
+
+BLOCKS = st.lists(
+    st.dictionaries(
+        NAMES | st.just("method"), VALUES | st.sampled_from(["ft", ["ft", "cf-distill"], 0]), max_size=4
+    )
+    | VALUES,
+    max_size=3,
+)
+
+
+@fuzz
+@given(base=VALUES | st.just("smoke.yaml"), blocks=BLOCKS | VALUES)
+def test_grids_are_read_or_refused(base, blocks, tmp_path):
+    (tmp_path / "smoke.yaml").write_bytes((runs.project_root() / "params" / "smoke.yaml").read_bytes())
+    (tmp_path / "g.yaml").write_text(yaml.safe_dump({"base": base, "cells": blocks}), errors="replace")
+    with suppress(ParamsError):
+        assert grid.read(tmp_path / "g.yaml").cells
+
+
+@fuzz
+@given(
+    table=st.dictionaries(
+        st.just("gpt") | st.text(max_size=3),
+        VALUES | rows({"input": 1.5, "output": 6.0, "recorded": "2026-01-31"}),
+        max_size=2,
+    )
+)
+def test_prices_are_read_or_refused(table, tmp_path):
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(table), errors="replace")
+    with suppress(ParamsError):
+        price = prices.find("gpt", Params(teacher_prices=str(tmp_path / "p.yaml")))
+        assert price is None or price.usd(1, 1) >= 0
 
 
 # predictions
