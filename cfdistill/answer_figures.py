@@ -16,6 +16,7 @@ from cfdistill.figures import (
     legend_below,
     method_bars,
     note,
+    questions,
     require_rows,
     styled,
     subplots,
@@ -100,7 +101,7 @@ def fig_audits(table: pd.DataFrame) -> Figure:
         above, below = axes[column], axes[column + len(audits)]
         method_bars(above, rows, "label")
         method_bars(below, same, "label")
-        above.set(title=f"{name}: right (%)", ylim=(0, 100))
+        above.set(title=f"{name}: right (%), {questions(rows.assign(seeds=1))}", ylim=(0, 100))
         below.set(title=f"answered as with {untouched} (%)", ylim=(0, 100))
         for ax in (above, below):
             ax.tick_params(axis="x", labelsize=6.5)

@@ -306,9 +306,13 @@ def own_splits(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def questions(rows: pd.DataFrame) -> str:
-    """Return how many questions rows of metrics are of, for a reader of a figure."""
+    """Return how many questions, and seeds where there are several, seed-averaged rows are of."""
     low, high = rows["n"].min(), rows["n"].max()
-    return f"n = {low}" if low == high else f"n = {low} to {high}"
+    said = f"n = {low}" if low == high else f"n = {low} to {high}"
+    fewest, most = rows["seeds"].min(), rows["seeds"].max()
+    if most == 1:
+        return said
+    return f"{said}, {most} seeds" if fewest == most else f"{said}, {fewest} to {most} seeds"
 
 
 def _labelled(metrics: pd.DataFrame) -> pd.DataFrame:

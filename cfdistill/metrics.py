@@ -107,7 +107,7 @@ def comparisons_table(predictions: pd.DataFrame, samples: int = 2000, seed: int 
     both methods have. Where further scorings were asked for, they are compared with the main one of the
     same method, and two more columns, `scoring_a` and `scoring_b`, say what a row compares. Holm's
     correction is taken over all rows of the table. `n_for_3_points` is how many items would show a
-    difference of three points with 80 % power, if the two differed on items as often as here.
+    difference of three points of two trainings with 80 % power, if they differed on as many as here.
 
     Args:
         predictions: table with `PREDICTION_COLUMNS`, of one study or several.

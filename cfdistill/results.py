@@ -111,9 +111,11 @@ def draw(folder: Path) -> dict[str, str]:
 
 
 def picture(folder: Path, name: str) -> Image | Markdown:
-    """Return a figure of a results folder for a notebook, or a sentence if there was no data for it."""
+    """Return a figure of a results folder for a notebook, or a sentence if there is no data for it."""
     from IPython.display import Image, Markdown
 
+    if not (folder / "figures").is_dir():
+        return Markdown(f"*Not drawn: no results folder `{folder.name}` was drawn beside this study's.*")
     if (alt := alt_texts(folder).get(name)) is None:
         return Markdown(f"*Not drawn: this study lacks the methods or data sets that `{name}` compares.*")
     return Image(folder / "figures" / f"{name}.png", retina=True, alt=alt)

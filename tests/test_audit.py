@@ -129,7 +129,10 @@ def test_table_by_hand(small_params):
     assert (table.same_low < table.same_answer).all()
     assert (table.ci_high > table.accuracy).all()
     fig = answer_figures.fig_audits(table)
-    assert [ax.get_title() for ax in fig.axes] == ["strategy: right (%)", "answered as with right token (%)"]
+    assert [ax.get_title() for ax in fig.axes] == [
+        "strategy: right (%), n = 3",
+        "answered as with right token (%)",
+    ]
     assert [len(ax.patches) for ax in fig.axes] == [2, 1]
     (empty,) = answer_figures.fig_audits(table[:0]).axes
     assert "audit_questions is 0" in empty.get_xlabel()

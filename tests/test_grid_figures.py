@@ -31,7 +31,7 @@ def test_spurious_sweep_is_a_line_per_method_through_its_mean_accuracies():
     table = sweep("spurious_rate", (0.9, 0.2, 0.5))
     fig = grid_figures.fig_spurious_sweep(table, chance=0.25)
     assert [ax.get_title().splitlines()[::2] for ax in fig.axes] == [
-        [s, "n = 20"] for s in ("id", "shift", "new")
+        [s, "n = 20, 2 seeds"] for s in ("id", "shift", "new")
     ]
     assert "guessing" in texts(fig)
     means = metrics.over_seeds(table).query("method == 'ft-cot' and test_split == 'shift'")

@@ -131,6 +131,7 @@ def test_a_study_without_the_methods_of_a_figure_has_a_sentence_in_its_place(tmp
     assert "fig5_matrix" not in results.draw(tmp_path)
     assert "Not drawn" in results.picture(tmp_path, "fig5_matrix").data
     assert results.picture(tmp_path, "headline").alt.startswith("Accuracy")
+    assert "no results folder `spurious` was drawn" in results.picture(tmp_path / "spurious", "headline").data
 
 
 @pytest.mark.parametrize(

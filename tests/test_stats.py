@@ -185,7 +185,7 @@ def test_mcnemar_does_not_take_seeds_for_items():
     assert stats.mcnemar_exact(np.tile(a, (5, 1)), np.tile(b, (5, 1))) == stats.mcnemar_exact(a, b)
 
 
-@pytest.mark.parametrize(("discordant", "delta"), [(0.3, 0.1), (0.25, 0.2)])
+@pytest.mark.parametrize(("discordant", "delta"), [(0.3, 0.1), (0.25, 0.2), (0.4, 0.03)])
 def test_items_needed_give_the_power_they_promise(discordant, delta):
     items = stats.items_needed(discordant, delta)
     rng = np.random.default_rng(9)
