@@ -16,7 +16,11 @@ from cfdistill.params import Params
 from cfdistill.students import bundled
 
 ROOT = runs.project_root()
-UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
+UNSAFE_MODULES = {
+    *("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"),
+    *("builtins", "runpy", "code"),
+}
+OWN_NAMES = {"torch", "os", "yaml", "subprocess", "importlib"}  # never under another, where calls would hide
 UNSAFE_CALLS = {
     *("eval", "exec", "compile", "__import__", "breakpoint"),
     *("torch.load", "torch.jit.load", "torch.hub.load", "os.system", "os.popen", "np.load", "numpy.load"),
@@ -46,12 +50,15 @@ def faults(code):
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             found += [a.name for a in node.names if a.name.partition(".")[0] in UNSAFE_MODULES]
+            found += [a.name for a in node.names if a.asname and a.name in OWN_NAMES]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = {f"{node.module}.{a.name}" for a in node.names}
             found += names & UNSAFE_CALLS | {node.module} & UNSAFE_MODULES
         elif isinstance(node, ast.Call):
             found += {ast.unparse(node.func)} & UNSAFE_CALLS
             found += [k.arg for k in node.keywords if k.arg in UNSAFE_ARGUMENTS]
+        elif isinstance(node, ast.Constant) and node.value in UNSAFE_ARGUMENTS - {"shell"}:
+            found.append(node.value)  # as in f(**{"trust_remote_code": True})
     return found
 
 
@@ -67,6 +74,9 @@ def faults(code):
         "AutoModel.from_pretrained(p, trust_remote_code=True)",
         "subprocess.run(c, shell=True)",
         "np.load(f, allow_pickle=True)",
+        "import torch as t; t.load(f)",
+        "f(**{'trust_remote_code': True})",
+        "import builtins; builtins.eval('1')",
     ],
 )
 def test_the_scan_sees_each_kind_of_fault(code):
