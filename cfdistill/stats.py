@@ -119,6 +119,9 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
 
     With several seeds an item counts for the method that answers it right under more seeds, and the
     exact sign test is taken over items: seeds are not extra items. With one seed this is McNemar's.
+    What is tested are these trainings. Of methods that are equal over all trainings it finds 11 % different
+    with one seed and 7 % with three, if seeds vary as our students' do; the interval of
+    `paired_difference` over several seeds speaks of the methods.
 
     Args:
         a: answers of one method, 1 right and 0 wrong, shape (items,) or (seeds, items).

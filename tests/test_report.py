@@ -153,6 +153,23 @@ def test_site_holds_all_pages_and_nothing_from_outside(study, tmp_path):
     assert 'alt="Figure of the section' in figure
 
 
+def test_pages_of_sweeps_and_joint_training_show_their_differences(study, tmp_path):
+    """Made up from the committed study: grids of that kind need not be committed for it."""
+    changes = {"sweep": ("spurious_rate", (0.5, 0.9)), "joint": ("train_dataset", ("weasel-all",))}
+    for name, (column, values) in changes.items():
+        (tmp_path / name).mkdir()
+        for file in metrics.FILES[:2]:
+            table = metrics.read_csv(ROOT / "results" / "offline", file)
+            both = pd.concat([table.assign(**{column: value}) for value in values])
+            metrics.write_csv(both, tmp_path / name / file)
+        results.draw(tmp_path / name)
+    site = report.build(study, tmp_path / "site", [tmp_path / name for name in changes]).parent
+    check_pages(site)
+    for name in changes:
+        check_numbers(site, f"{name}.html", name)
+    assert "spurious_rate 0.5): id -10.8 [" in (site / "sweep.html").read_text(encoding="utf-8")
+
+
 def test_site_is_the_same_bytes_again(study, tmp_path):
     for name in ("one", "two", "two"):  # the last build replaces the one before
         report.build(study, tmp_path / name)

@@ -180,6 +180,19 @@ def test_mcnemar_false_positives(seeds):
     assert alarms <= 55
 
 
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_over_seeds_raise_fewer_false_alarms_than_mcnemar_where_seeds_vary(seeds):
+    """Methods that are equal over all trainings: the p-value is of these trainings, the interval of all."""
+    rng, alarms = np.random.default_rng(11), np.zeros(2)
+    for _ in range(1000):
+        shared, own, other = rng.normal(0, 2**0.5, (3, 120))
+        a, b = (students(rng, 120, seeds, 0.5, 0, shared + rest) for rest in (own, other))
+        found = stats.paired_difference(a, b, samples=1, seed=0)
+        alarms += stats.mcnemar_exact(a, b) < 0.05, not found.low <= 0 <= found.high
+    assert alarms[0] >= 120
+    assert alarms[1] <= 90
+
+
 def test_mcnemar_does_not_take_seeds_for_items():
     a, b = (x[0] for x in answers(np.random.default_rng(7), items=60, shift=0.15))
     assert stats.mcnemar_exact(np.tile(a, (5, 1)), np.tile(b, (5, 1))) == stats.mcnemar_exact(a, b)
