@@ -112,9 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     drawing.set_defaults(command=_figures)
 
     readme = commands.add_parser("readme", help="write the numbers of results folders into README.md")
-    readme.add_argument("results", type=Path, help="such as results/offline")
-    readme.add_argument("control", type=Path, help="such as results/offline_control")
-    readme.add_argument("benchmark", type=Path, help="such as results/csqa_smollm2")
+    readme.add_argument("results", type=Path, nargs="?", default=Path("results"), help="their parent")
     readme.set_defaults(command=_readme)
     return parser
 
@@ -211,5 +209,5 @@ def _clean(args: argparse.Namespace) -> None:
 def _readme(args: argparse.Namespace) -> None:
     from cfdistill import results, runs, tables
 
-    blocks = results.readme_blocks(args.results, args.control, args.benchmark)
+    blocks = results.readme_blocks(args.results)
     tables.write_readme(runs.project_root() / "README.md", blocks)

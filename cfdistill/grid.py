@@ -339,10 +339,11 @@ def import_runs(grid: Grid, run_root: Path) -> list[str]:
 
 
 def write_tables(grid: Grid, complete: Found) -> None:
-    """Write `metrics.csv` and `comparisons.csv` over all complete cells, unless they are current.
+    """Write `metrics.csv`, `comparisons.csv` and `settings.csv` over all complete cells, unless current.
 
-    The parameters in `Grid.varied` are their first columns. Holm's correction is taken over the whole
-    of `comparisons.csv`.
+    The parameters in `Grid.varied` are the first columns of the first two. Holm's correction is taken over
+    the whole of `comparisons.csv`. `settings.csv` compares what was varied, if something was: parameters,
+    or else the training data.
     """
     sources = {str(folder.relative_to(grid.folder.parent)): runs.sha256(folder / PREDICTIONS)
                for folder in complete.values()}  # fmt: skip
@@ -356,11 +357,15 @@ def write_tables(grid: Grid, complete: Found) -> None:
     from cfdistill import metrics, stats
 
     by_values: dict[tuple[Any, ...], list[pd.DataFrame]] = {}
+    by_setting: dict[str, list[pd.DataFrame]] = {}
     for name, folder in complete.items():
         params = grid.cells[name]
         table = metrics.read_csv(folder, PREDICTIONS)
         values = tuple(getattr(params, field) for field in grid.varied)
-        by_values.setdefault(values, []).append(table[table["dataset"].isin(params.test_datasets)])
+        tested = table[table["dataset"].isin(params.test_datasets)]
+        by_values.setdefault(values, []).append(tested)
+        varied = [f"{field} {value}" for field, value in zip(grid.varied, values, strict=True)]
+        by_setting.setdefault(", ".join(varied) or params.train_dataset, []).append(tested)
     joined = {values: _concat(tables) for values, tables in by_values.items()}
     with runs.writing(grid.folder):
         grid.folder.mkdir(parents=True, exist_ok=True)
@@ -373,6 +378,9 @@ def write_tables(grid: Grid, complete: Found) -> None:
         )
         compared["p_holm"] = stats.holm(compared["p_mcnemar"].tolist())
         metrics.write_csv(compared, grid.folder / "comparisons.csv")
+        if len(by_setting) > 1:
+            settings = {name: _concat(tables) for name, tables in by_setting.items()}
+            metrics.write_csv(metrics.settings_table(settings, samples), grid.folder / metrics.SETTINGS)
         runs.sync_tree(grid.folder)
         runs.write_text(record, json.dumps(facts, indent=1) + "\n")
 

@@ -6,7 +6,7 @@ committed as `predictions.csv`, so that every number can be recomputed without a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,10 +34,13 @@ COMPARISON_VALUES = ["delta", "ci_low", "ci_high", "p_mcnemar", "p_holm"]
 COMPARISON_EXTRAS = ["seeds", "cohens_h", "n_for_3_points"]
 COMPARISON_COLUMNS = [*COMPARISON_KEYS, "n", *COMPARISON_VALUES, *COMPARISON_EXTRAS]
 COMPARISON_SCORINGS = ["scoring_a", "scoring_b"]  # where scorings are compared, too
+SETTING_KEYS = ["setting_a", "setting_b", "method", "test_dataset", "test_split"]
+SETTING_COLUMNS = [*SETTING_KEYS, "n", *COMPARISON_VALUES, "seeds"]
 OURS = "cf-distill"
 METHOD_ORDER = tuple(METHODS)
 OWN_SPLITS = ("id", "shift", "shift_reachable", "shift_heldout")  # only tested on the training data set
 SUBSETS = ("reachable", "heldout")  # parts of `shift` that are reported beside the whole
+SETTINGS = "settings.csv"  # of a grid that varied more than methods
 FILES = ("metrics.csv", "comparisons.csv", "predictions.csv")
 
 
@@ -138,6 +141,45 @@ def comparisons_table(predictions: pd.DataFrame, samples: int = 2000, seed: int 
     table["p_holm"] = stats.holm(table["p_mcnemar"].tolist())
     table = _ordered(table, COMPARISON_KEYS)
     return table if (table["method_a"] == table["method_b"]).any() else table[COMPARISON_COLUMNS]
+
+
+def settings_table(
+    predictions: Mapping[str, pd.DataFrame], samples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Compare every method with itself: trained in each setting of a grid, and in the first one.
+
+    Each counts with its main scoring, over the training seeds that both settings have, on the test splits on
+    which they answered the same questions; other settings draw other test questions of the scenes they
+    trained on. Holm's correction is taken over all rows.
+
+    Args:
+        predictions: tables with `PREDICTION_COLUMNS`, by the name of the setting.
+        samples: bootstrap resamples.
+        seed: of the bootstrap.
+
+    Returns:
+        A table with the columns `SETTING_COLUMNS`; `delta` is the accuracy in setting_a minus that in
+        setting_b, as a share.
+    """
+    import pandas as pd
+
+    (first, base), *others = (
+        (name, _answers_by_cell(table[is_main(table)])) for name, table in predictions.items()
+    )
+    rows = []
+    for name, answers in others:
+        for key in answers.keys() & base.keys():
+            a, b = answers[key], base[key]
+            seeds = a.index.intersection(b.index)
+            if set(a.columns) != set(b.columns) or not len(seeds):
+                continue
+            ours, theirs = a.loc[seeds].to_numpy(), b.loc[seeds, a.columns].to_numpy()
+            found = stats.paired_difference(ours, theirs, samples, seed)
+            p = stats.mcnemar_exact(ours, theirs)
+            rows.append([name, first, *key, ours.shape[1], *found, p, p, len(seeds)])
+    table = pd.DataFrame(rows, columns=SETTING_COLUMNS)
+    table["p_holm"] = stats.holm(table["p_mcnemar"].tolist())
+    return _ordered(table, SETTING_KEYS)
 
 
 def over_seeds(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -330,6 +372,16 @@ def _right_by_seed(predictions: pd.DataFrame) -> dict[tuple[str, str], pd.DataFr
     return {
         (str(method), str(scoring)): rows.pivot(index="seed", columns="id", values="right")
         for (method, scoring), rows in scored.groupby(["method", "scoring"])
+    }
+
+
+def _answers_by_cell(predictions: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
+    """Return right (1) or wrong (0) by method, data set and split: one row per seed, one column per item."""
+    return {
+        (str(method), str(dataset), str(split)): next(iter(_right_by_seed(rows).values()))
+        for (method, dataset, split), rows in _with_subsets(predictions).groupby(
+            ["method", "dataset", "split"], sort=False
+        )
     }
 
 

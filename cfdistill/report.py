@@ -106,7 +106,7 @@ def _add_results(site: Path, source: Path) -> str:
     """Copy results with a page of their own into the site and return the link to it."""
     name = source.name
     shutil.copytree(source / "figures", site / name / "figures", ignore=shutil.ignore_patterns("*.pdf"))
-    for file in metrics.FILES[:2]:
+    for file in _tables(source):
         shutil.copyfile(source / file, site / name / file)
     _write(site / f"{name}.html", name, _html(f"# {name}\n\n{_results(site, f'{name}/')}"))
     return f"[{name}]({name}.html)"
@@ -172,14 +172,20 @@ def _results(site: Path, place: str, manifest: Mapping[str, Any] | None = None) 
     parts = [_figure(site, place, first, alt)]
     if not (folder / "figures" / "table1.md").is_file():  # of what is swept, or trained together
         parts.append(tables.differences_block(comparisons))
+        if (folder / metrics.SETTINGS).is_file():
+            parts.append(tables.settings_block(metrics.read_csv(folder, metrics.SETTINGS)))
     else:
         parts.append(tables.readme_block(measured, comparisons, manifest))
         kinds = (("markdown", "md"), ("LaTeX", "tex"), ("CSV", "csv"))
         files = ", ".join(f"[{kind}]({place}figures/table1.{end})" for kind, end in kinds)
         parts.append(f"This table as {files}.")
-    tidy = " and ".join(f"[{name}]({place}{name})" for name in metrics.FILES[:2])
+    tidy = ", ".join(f"[{name}]({place}{name})" for name in _tables(folder))
     parts += [f"All numbers: {tidy}.", "## Figures", *(_figure(site, place, name, alt) for name in others)]
     return "\n\n".join(parts)
+
+
+def _tables(folder: Path) -> list[str]:
+    return [name for name in (*metrics.FILES[:2], metrics.SETTINGS) if (folder / name).is_file()]
 
 
 def _figure(site: Path, place: str, name: str, alt: Mapping[str, str]) -> str:

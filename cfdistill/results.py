@@ -36,6 +36,7 @@ SWEEPS = {
     "spurious_rate": ("spurious_sweep", grid_figures.fig_spurious_sweep),
     "train_questions": ("data_size", grid_figures.fig_data_size),
 }
+QUOTED_GRIDS = ("ablation", "data_size", "spurious", "joint")  # whose numbers the README quotes
 STORIES = {
     "fig1_weasel": "One question on which the baseline follows the stereotype, and both methods' answers",
     "fig7_qualitative": "Two questions that both methods answer right, and both explanations",
@@ -266,27 +267,37 @@ def cost(params: Params) -> pd.DataFrame:
     return table.groupby("step", sort=False, as_index=False).sum()
 
 
-def readme_blocks(folder: Path, control: Path, benchmark: Path) -> dict[str, str]:
-    """Return the README's results in markdown, from finished results folders.
+def readme_blocks(results: Path) -> dict[str, str]:
+    """Return the README's results in markdown, from the committed results folders.
 
     Args:
-        folder: of the default study.
-        control: of its control at equal optimiser steps.
-        benchmark: of the run on real questions.
+        results: holds the folders of the default study, its grids, and the run on real questions.
 
     Raises:
         StageError: a table or the manifest is missing.
     """
 
-    def read(results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-        return metrics.read_csv(results, metrics.FILES[0]), metrics.read_csv(results, metrics.FILES[1])
+    def read(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        measured, compared = (metrics.read_csv(results / name, file) for file in metrics.FILES[:2])
+        return measured, compared
 
-    real = read(benchmark)
+    default, real = read("offline"), read("csqa_smollm2")
+    trained = default[0]["train_dataset"].iloc[0]
+    seeds = [table[table["train_dataset"] == trained] for table in read("offline_full")]
     return {
-        "results": tables.readme_block(*read(folder), read_manifest(folder)),
-        "control": tables.control_block(*read(control)),
+        "results": tables.readme_block(*default, read_manifest(results / "offline")),
+        "seeds": tables.seeds_block(*seeds),
+        **{name: _quoted(results / name, trained) for name in QUOTED_GRIDS},
         "benchmark": f"{tables.to_markdown(*real)}\n{tables.differences(real[1])}",
     }
+
+
+def _quoted(folder: Path, dataset: str) -> str:
+    """Return what the README quotes of a grid."""
+    block = tables.sweep_block(metrics.read_csv(folder, metrics.FILES[0]), dataset)
+    if not (folder / metrics.SETTINGS).is_file():  # methods were varied
+        return block
+    return f"{block}\n\n{tables.settings_block(metrics.read_csv(folder, metrics.SETTINGS))}"
 
 
 def _origin(params: Params) -> dict[str, Any]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROW = ["train_dataset", "student", "method"]
+SWEPT_SPLITS = ("id", "shift", "shift_reachable", "shift_heldout", "new")
 
 
 class Reported(NamedTuple):
@@ -174,15 +175,26 @@ def differences(comparisons: pd.DataFrame) -> str:
     keys = ["train_dataset", "student", "method_a", "method_b", *scorings]
     for key, rows in comparisons.groupby([*swept, *keys], sort=False):
         train, student, ours, other, *how = key[len(swept) :]
-        found = [
-            f"{_test_name(row)} {100 * row.delta:+.1f} "
-            f"[{100 * row.ci_low:+.1f}, {100 * row.ci_high:+.1f}], {_p(row.p_holm)}"
-            for row in measures.each_row(rows)
-        ]
+        found = [f"{_test_name(row)} {_difference(row)}" for row in measures.each_row(rows)]
         pair = f"{ours} {how[0]} minus {how[1]}" if ours == other else f"{ours} minus {other}"
         where = [f"{train}, {student}", *(f"{name} {value}" for name, value in zip(swept, key, strict=False))]
         lines.append(f"- {pair} ({', '.join(where)}): {'; '.join(found)}.")
     return "\n".join(lines)
+
+
+def settings_block(settings: pd.DataFrame) -> str:
+    """Return in markdown how each setting of a grid compares with the first (`metrics.settings_table`)."""
+    lines = []
+    for (a, b, method), rows in settings.groupby(["setting_a", "setting_b", "method"], sort=False):
+        found = [
+            f"{short_name(row.test_dataset)} {row.test_split} {_difference(row)}"
+            for row in measures.each_row(rows)
+        ]
+        lines.append(f"- {method}, {a} minus {b}: {'; '.join(found)}.")
+    return (
+        "Each setting against the first one, on test splits with the same questions (points, intervals and "
+        f"p-values as above, Holm-adjusted over these {len(settings)}):\n\n" + "\n".join(lines)
+    )
 
 
 def differences_block(comparisons: pd.DataFrame) -> str:
@@ -224,10 +236,29 @@ def readme_block(
     )
 
 
-def control_block(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
-    """Return the README's results of the control at equal optimiser steps, in markdown."""
-    control = comparisons[comparisons["method_b"] == "ft-cot-long"]
-    return f"{differences(control)}\n\n{_lures(metrics)}"
+def seeds_block(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
+    """Return the README's results over several seeds, in markdown."""
+    table = to_markdown(metrics, comparisons).strip()
+    return "\n\n".join([table, differences_block(comparisons), _lures(metrics)])
+
+
+def sweep_block(metrics: pd.DataFrame, dataset: str) -> str:
+    """Return what a grid varied as a markdown table: accuracy on the splits of one data set.
+
+    Args:
+        metrics: the grid's `metrics.csv`; columns beyond the usual ones were varied.
+        dataset: what the students were tested on.
+    """
+    lines = [["training", "method", "seeds", *SWEPT_SPLITS], ["---"] * (3 + len(SWEPT_SPLITS))]
+    rows = measures.over_seeds(metrics[measures.is_main(metrics) & (metrics["test_dataset"] == dataset)])
+    known = {*measures.METRIC_COLUMNS, measures.AGREEMENT, "seeds"}
+    varied = [column for column in rows.columns if column not in known]
+    for (train, *values, method), cell in rows.groupby(["train_dataset", *varied, "method"], sort=False):
+        told = [f"{column} {value}" for column, value in zip(varied, values, strict=True)]
+        texts = cell.assign(text=_texts(cell)).set_index("test_split")["text"]
+        shown = [str(texts.get(split, "–")) for split in SWEPT_SPLITS]
+        lines.append([", ".join(told) or str(train), str(method), str(cell["seeds"].iloc[0]), *shown])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def read_block(text: str, name: str) -> tuple[str, str, str]:
@@ -263,10 +294,7 @@ def _cells(metrics: pd.DataFrame, comparisons: pd.DataFrame | None = None) -> pd
     cells = cells[~cells["test_split"].isin([f"shift_{s}" for s in measures.SUBSETS])]
     cells = cells.assign(
         test=[_test_name(c) for c in measures.each_row(cells)],
-        text=[
-            f"{100 * c.accuracy:.1f} [{100 * c.ci_low:.1f}, {100 * c.ci_high:.1f}]"
-            for c in measures.each_row(cells)
-        ],
+        text=_texts(cells),
         shown=(100 * cells["accuracy"]).round(1),
     )
     best = cells.groupby(["train_dataset", "student", "test"])["shown"].transform("max")
@@ -278,6 +306,13 @@ def _cells(metrics: pd.DataFrame, comparisons: pd.DataFrame | None = None) -> pd
         ours = cells[[*keys[:-1], "method"]].itertuples(index=False, name=None)
         cells["differs"] = [key in significant for key in ours]
     return cells
+
+
+def _texts(cells: pd.DataFrame) -> list[str]:
+    return [
+        f"{100 * c.accuracy:.1f} [{100 * c.ci_low:.1f}, {100 * c.ci_high:.1f}]"
+        for c in measures.each_row(cells)
+    ]
 
 
 def _test_name(row: Any) -> str:
@@ -313,6 +348,11 @@ def _reported(method: str) -> str:
 
 def _span(low: int, high: int) -> str:
     return str(low) if low == high else f"{low}–{high}"
+
+
+def _difference(row: Any) -> str:
+    """Return a difference in points with its interval and adjusted p-value."""
+    return f"{100 * row.delta:+.1f} [{100 * row.ci_low:+.1f}, {100 * row.ci_high:+.1f}], {_p(row.p_holm)}"
 
 
 def _p(value: float) -> str:

@@ -145,6 +145,25 @@ def test_comparisons_against_every_other_method():
     assert row.n_for_3_points == stats.items_needed((ours != theirs).mean())
 
 
+def test_settings_compare_every_method_with_itself_where_questions_are_the_same():
+    def answers(rate, seed, method="ft-cot", split="new"):
+        return simulate([method], seed=seed, rate=rate, split=split)
+
+    few, many = answers(0.2, 1), answers(0.9, 2)
+    tables = {
+        "few": [*few, *answers(0.5, 3, "ft"), *answers(0.5, 4, split="id")[:30]],
+        "many": [*many, *answers(0.5, 4, split="id")],  # of `id`, other questions; no ft
+    }
+    tidy = {name: metrics.predictions_table(rows, "d", "s", 0) for name, rows in tables.items()}
+    found = metrics.settings_table(tidy, samples=500)
+    assert list(found.columns) == metrics.SETTING_COLUMNS
+    (row,) = found.itertuples()
+    assert tuple(row[1:7]) == ("many", "few", "ft-cot", "weasel-commonsense", "new", 40)
+    ours, theirs = (np.array([p.predicted == 0 for p in own]) for own in (many, few))
+    assert (row.delta, row.ci_low, row.ci_high) == tuple(stats.paired_difference(ours, theirs, 500, 0))
+    assert row.p_mcnemar == row.p_holm == pytest.approx(stats.mcnemar_exact(ours, theirs))
+
+
 def test_comparisons_pair_by_question_not_by_position():
     answers = simulate(["cf-distill", "ft-cot"], seed=3)
     shuffled = random.Random(0).sample(answers, len(answers))

@@ -13,7 +13,7 @@ ROOT = runs.project_root()
 def committed_results(name, folder):
     """Copy the committed tables: a study run since may have changed the files in the work tree."""
     folder.mkdir()
-    for file in (*metrics.FILES[:2], "manifest.json"):
+    for file in (*metrics.FILES[:2], metrics.SETTINGS, "manifest.json"):
         path = f"results/{name}/{file}"
         done = subprocess.run(["git", "show", f":{path}"], cwd=ROOT, capture_output=True)
         if done.returncode == 0 or (ROOT / path).is_file():  # a grid has no manifest of its own
@@ -23,10 +23,11 @@ def committed_results(name, folder):
 
 def test_numbers_are_those_of_the_committed_results(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    names = ("offline", "offline_control", "csqa_smollm2")
-    folders = [committed_results(name, tmp_path / name) for name in names]
-    for name, block in results.readme_blocks(*folders).items():
-        assert " minus ft" in block
+    for name in ("offline", "offline_full", "csqa_smollm2", *results.QUOTED_GRIDS):
+        committed_results(name, tmp_path / name)
+    blocks = results.readme_blocks(tmp_path)
+    assert set(blocks) == {"results", "seeds", *results.QUOTED_GRIDS, "benchmark"}
+    for name, block in blocks.items():
         assert read_block(text, name)[1].strip() == block.strip()
 
 

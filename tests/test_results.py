@@ -55,8 +55,12 @@ def test_tables_of_grids_follow_from_the_cells(name, tmp_path):
     shutil.copytree(ROOT / "results", tmp_path / "results", ignore=ignored)
     made = grid.read(ROOT / f"params/grids/{name}.yaml", {"results_root": str(tmp_path / "results")})
     grid.write_tables(made, grid.finished(made))
-    for file in metrics.FILES[:2]:
-        assert (made.folder / file).read_bytes() == (ROOT / "results" / name / file).read_bytes(), file
+    committed = ROOT / "results" / name
+    for file in (
+        *metrics.FILES[:2],
+        *([metrics.SETTINGS] if (committed / metrics.SETTINGS).exists() else []),
+    ):
+        assert (made.folder / file).read_bytes() == (committed / file).read_bytes(), file
 
 
 def test_tables_and_figures_follow_from_small_files_in_a_minute_without_torch(tmp_path):

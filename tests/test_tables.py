@@ -181,12 +181,34 @@ def test_readme_block_holds_what_was_measured(metrics, comparisons):
     assert "11.5 [" not in block  # the elimination score is no cell of the table
 
 
-def test_control_block_shows_the_control_alone(metrics, comparisons):
-    both = pd.concat([comparisons, pd.DataFrame([comparison("ft-cot-long", "shift", 0.2, 0.001)])])
-    block = tables.control_block(metrics, both)
-    assert block.startswith("- cf-distill minus ft-cot-long (weasel-commonsense, smollm2-135m): shift +20.0")
-    assert "minus ft-cot (" not in block
+def test_seeds_block_has_table_differences_and_lures(metrics, comparisons):
+    block = tables.seeds_block(metrics, comparisons)
+    assert block.startswith("| method |")
+    assert "over all 2 comparisons" in block
+    assert "- cf-distill minus ft-cot (weasel-commonsense, smollm2-135m): " in block
     assert "ft-cot 25.0 %, cf-distill 12.5 %." in block
+
+
+def test_sweep_block_has_a_row_for_every_training(metrics):
+    sweep = pd.concat([metrics.assign(spurious_rate=rate) for rate in (0.5, 0.9)])
+    lines = tables.sweep_block(sweep, "weasel-commonsense").splitlines()
+    methods = metrics["method"].nunique()
+    assert len(lines) == 2 + 2 * methods
+    assert lines[0].split(" | ")[1:4] == ["method", "seeds", "id"]
+    assert sum("| spurious_rate 0.5 | " in line for line in lines) == methods
+    joint = tables.sweep_block(metrics.assign(train_dataset="weasel-all"), "weasel-commonsense").splitlines()
+    ours = next(line for line in joint if line.startswith("| weasel-all | cf-distill |"))
+    assert "90.0 [" in ours
+    assert ours.endswith("– |")  # a split that was not tested
+
+
+def test_settings_block_has_a_line_for_every_method_and_setting():
+    row = ["ρ 0.9", "ρ 0.5", "ft", "weasel-science", "new", 50, -0.1, -0.2, 0.05, 0.2, 0.4, 1]
+    settings = pd.DataFrame([row, [*row[:4], "id", *row[5:]]], columns=measures.SETTING_COLUMNS)
+    assert tables.settings_block(settings).splitlines()[-1] == (
+        "- ft, ρ 0.9 minus ρ 0.5: science new -10.0 [-20.0, +5.0], p = 0.400; "
+        "science id -10.0 [-20.0, +5.0], p = 0.400."
+    )
 
 
 def test_readme_is_rewritten_between_its_markers(tmp_path):
