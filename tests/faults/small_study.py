@@ -1,10 +1,8 @@
 """The smallest study that goes through all seven notebooks, run by the command line."""
 
 import hashlib
-import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 from cfdistill import runs
@@ -37,10 +35,7 @@ def start(folder: Path, **more: str) -> subprocess.Popen[str]:
     flags = [word for pair in overrides(folder, **more).items() for word in ("-p", *pair)]
     code = "from cfdistill.cli import main; raise SystemExit(main())"
     command = [sys.executable, "-c", code, "run", str(PROFILE), *flags]
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests may run where Ctrl-C is ignored
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed
-    )
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> None:
