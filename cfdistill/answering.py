@@ -240,12 +240,12 @@ def validate(
     import numpy as np
 
     texts = generate(student, prompts, max_new_tokens, batch_size, label="")
-    chosen = read_answers(student, questions, prompts, texts, batch_size)
     options = [question.options for question in questions]
     scores = option_scores(student, prompts, options, batch_size, [concluding(text) for text in texts])
-    losses = []
-    for question, row in zip(questions, scores, strict=True):
+    right, losses = [], []
+    for question, text, row in zip(questions, texts, scores, strict=True):
+        read = read_answer(text, question.options)
+        right.append((int(row.argmax()) if read is None else read) == question.answer)  # as `read_answers`
         totals = row[: len(question.options)] * [len(option) for option in question.options]
         losses.append(np.logaddexp.reduce(totals) - totals[question.answer])
-    right = [option == q.answer for (option, _), q in zip(chosen, questions, strict=True)]
     return {"accuracy": float(np.mean(right)), "loss": float(np.mean(losses))}

@@ -143,7 +143,7 @@ class Params(BaseModel):
         1.0, "training", "weight in the loss of a negative view; other views have 1", gt=0
     )
     validations: int = _param(
-        5, "training", "how often the student is tested on validation questions meanwhile; 0: never", ge=0
+        3, "training", "how often the student is tested on validation questions meanwhile; 0: never", ge=0
     )
     checkpoint: Literal["last", "best"] = _param(
         "last", "training", "the student to keep: last | best (of the validations, by accuracy)"

@@ -301,8 +301,8 @@ def test_missing_upstream_is_named(small_params: Params) -> None:
 def test_killed_training_ends_as_if_it_had_not_been(
     frozen: int, checkpoint: str, small_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"epochs": 3.0, "frozen_layers": frozen, "learning_rate": 0.01, "checkpoint": checkpoint}
-    params = with_changes(small_params, **changes)
+    changes = {"epochs": 3.0, "frozen_layers": frozen, "learning_rate": 0.01, "validations": 5}
+    params = with_changes(small_params, **changes, checkpoint=checkpoint)
     make_upstream(params)
     whole = training.build("ft-cot", params)
     resumed = with_changes(params, run_root=str(tmp_path / "again"))
@@ -379,8 +379,8 @@ def test_the_best_student_is_kept_and_patience_ends(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    changes = {"checkpoint": "best", "patience": patience, "frozen_layers": 1, "learning_rate": 0.01}
-    params = with_changes(small_params, **changes)
+    changes = {"checkpoint": "best", "validations": 5, "patience": patience, "learning_rate": 0.01}
+    params = with_changes(small_params, **changes, frozen_layers=1)
     student = students.load("tiny-random", params)
     accuracies, seen = iter([0.2, 0.8, 0.5, 0.8, 0.1]), []
 
