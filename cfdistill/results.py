@@ -36,7 +36,7 @@ SWEEPS = {
     "spurious_rate": ("spurious_sweep", grid_figures.fig_spurious_sweep),
     "train_questions": ("data_size", grid_figures.fig_data_size),
 }
-QUOTED_GRIDS = ("ablation", "data_size", "spurious", "joint")  # whose numbers the README quotes
+QUOTED_GRIDS = ("data_size", "ablation", "spurious")  # whose numbers the README quotes
 STORIES = {
     "fig1_weasel": "One question on which the baseline follows the stereotype, and both methods' answers",
     "fig7_qualitative": "Two questions that both methods answer right, and both explanations",
