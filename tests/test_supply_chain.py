@@ -173,7 +173,7 @@ def test_every_package_is_pinned_to_one_version():
 
 
 KEY = re.compile(
-    r"sk-(?!test-)[\w-]{20,}|hf_\w{30,}|gh[pousr]_\w{30,}|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"(?<![A-Za-z0-9])sk-(?!test-)[\w-]{20,}|hf_\w{30,}|gh[pousr]_\w{30,}|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
 
 
