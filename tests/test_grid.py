@@ -43,6 +43,8 @@ def fake_evaluations(params, run_root=None):
     scoring = "label" if method == "ft" else "direct"
     tested = [runs.stage("evaluation", params, method=method, dataset=d) for d in params.test_datasets]
     for dataset, stage in zip(params.test_datasets, tested, strict=True):
+        if stage.is_complete():
+            continue
         with stage.draft(params, [trained]) as draft:
             for split in data.test_splits(dataset, params):
                 rng = random.Random(f"{method} {dataset} {split} {params.seed}")
@@ -218,10 +220,8 @@ if "job" in sys.orig_argv:
             log.write(made.path.name + chr(10))
         return made
     def build_all(method, params):
-        wanted = [runs.stage("evaluation", params, method=method, dataset=d) for d in params.test_datasets]
-        if not all(stage.is_complete() for stage in wanted):
-            test_grid.fake_evaluations(params)
-        return wanted
+        test_grid.fake_evaluations(params)
+        return [runs.stage("evaluation", params, method=method, dataset=d) for d in params.test_datasets]
     training.build, evaluation.build_all = build, build_all
 """
 
@@ -271,7 +271,7 @@ def test_24_cells_survive_failures_and_kills_with_the_same_results(tmp_path, mon
     assert len(cells_of(calm)) == 24
     assert cells_of(rough) == cells_of(calm)
     assert tables_of(rough) == tables_of(calm)
-    assert len(tables_of(calm)) == 2
+    assert sorted(tables_of(calm)) == ["comparisons.csv", "metrics.csv", "settings.csv"]
     trained = (rough / "trained.log").read_text().split()
     assert len(list(rough.glob("failed-*"))) == 6  # every ft-cot cell failed once
     assert len(trained) == len(set(trained))  # no complete training was made again
