@@ -17,7 +17,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-study: $(READY)  ## the default study: about 14 minutes on two cores, no key, no GPU, no model hub
+study: $(READY)  ## the default study: about 18 minutes on two cores, no key, no GPU, no model hub
 	$(BIN)/cfdistill run params/offline.yaml
 
 RESULTS := $(patsubst %/metrics.csv,%,$(wildcard results/*/metrics.csv))

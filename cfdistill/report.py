@@ -128,6 +128,7 @@ def _notebook_html(notebook: NotebookNode) -> str:
     from nbconvert import HTMLExporter
 
     section = ""
+    notebook.metadata.pop("widgets", None)  # their state would be a script
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.cell_type = "markdown"

@@ -4,13 +4,21 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from cfdistill import data, runs
+from cfdistill import data, metrics, runs
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual, Question, Rationale, answer_text
 
 TEST_DATA = Path(os.environ.get("CFDISTILL_TEST_DATA", runs.project_root().parent / "shared" / "data"))
 """Folder with the benchmarks' real files (`benchmarks/`) and published rationales (`rationales/`)."""
+
+
+def committed(file: str, **where: str) -> Any:
+    """Return the one row of the committed default study's table in which columns have these values."""
+    table = metrics.read_csv(runs.project_root() / "results" / "offline", file)
+    (row,) = (r for r in metrics.each_row(table) if all(getattr(r, k) == v for k, v in where.items()))
+    return row
 
 
 def counterfactual_of(question: Question) -> Counterfactual:

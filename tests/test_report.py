@@ -11,6 +11,7 @@ import nbformat
 import pandas as pd
 import pytest
 from nbformat.v4 import new_output
+from studies import committed
 
 from cfdistill import answer_figures, figures, metrics, qualitative, report, results, runner, runs, tables
 from cfdistill.cli import main
@@ -137,6 +138,14 @@ def check_numbers(site, page="index.html", place="."):
     assert numbers > (100 if place == "." else 20)
 
 
+def test_state_of_widgets_makes_no_script():
+    state = {"state": {"a": {"model_module": "x", "model_name": "y"}}, "version_major": 2, "version_minor": 0}
+    notebook = nbformat.v4.new_notebook(
+        metadata={"widgets": {"application/vnd.jupyter.widget-state+json": state}}
+    )
+    assert "<script" not in report._notebook_html(notebook)
+
+
 def test_site_holds_all_pages_and_nothing_from_outside(study, tmp_path):
     index = report.build(study, tmp_path / "site", [ROOT / "results" / "offline_control"])
     check_pages(index.parent)
@@ -167,7 +176,9 @@ def test_pages_of_sweeps_and_joint_training_show_their_differences(study, tmp_pa
     check_pages(site)
     for name in changes:
         check_numbers(site, f"{name}.html", name)
-    assert "spurious_rate 0.5): id -10.8 [" in (site / "sweep.html").read_text(encoding="utf-8")
+    id = committed("comparisons.csv", method_a="cf-distill", method_b="ft", test_split="id")
+    said = f"spurious_rate 0.5): id {100 * id.delta:+.1f} ["
+    assert said in (site / "sweep.html").read_text(encoding="utf-8")
 
 
 def test_site_is_the_same_bytes_again(study, tmp_path):

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from studies import committed
 
 from cfdistill import grid, metrics, results, runs, tables
 from cfdistill.errors import StageError
 from cfdistill.params import Params
 
 ROOT = runs.project_root()
+CONTRAST = {"method_a": "cf-distill", "method_b": "ft"}
 FOLDERS = sorted(path.parent for path in (ROOT / "results").glob("*/metrics.csv"))
 STUDIES = [folder for folder in FOLDERS if (folder / "manifest.json").is_file()]
 GRIDS = [folder.name for folder in FOLDERS if (folder / "tables.json").is_file()]
@@ -149,11 +151,15 @@ def test_a_sweep_is_not_averaged_over_what_is_swept(tmp_path, swept, figure):
         metrics.write_csv(both[[swept, *table.columns]], tmp_path / name)
     drawn = results.draw(tmp_path)
     assert list(drawn) == [figure]
-    assert "1 → shift: ft 7 %" in drawn[figure]
+    ft = committed("metrics.csv", method="ft", test_split="shift", scoring="label")
+    assert f"1 → shift: ft {100 * ft.accuracy:.0f} %" in drawn[figure]
     assert (tmp_path / "figures" / f"{figure}.pdf").is_file()
     assert not (tmp_path / "figures" / "table1.md").exists()
     said = tables.differences(metrics.read_csv(tmp_path, "comparisons.csv"))
-    assert f"cf-distill minus ft (weasel-commonsense, smollm2-135m, {swept} 2): id -10.8" in said
+    id = committed("comparisons.csv", **CONTRAST, test_split="id")
+    assert (
+        f"cf-distill minus ft (weasel-commonsense, smollm2-135m, {swept} 2): id {100 * id.delta:+.1f}" in said
+    )
 
 
 def test_joint_training_has_a_figure_of_its_own(tmp_path):
@@ -162,6 +168,8 @@ def test_joint_training_has_a_figure_of_its_own(tmp_path):
         metrics.write_csv(pd.concat([table, table.assign(train_dataset="weasel-all")]), tmp_path / name)
     drawn = results.draw(tmp_path)
     assert list(drawn) == ["joint"]
-    assert "all → commonsense → shift_reachable: ft 10 %" in drawn["joint"]
+    ft = committed("metrics.csv", method="ft", test_split="shift_reachable", scoring="label")
+    assert f"all → commonsense → shift_reachable: ft {100 * ft.accuracy:.0f} %" in drawn["joint"]
     said = tables.differences(metrics.read_csv(tmp_path, "comparisons.csv"))
-    assert "cf-distill minus ft (weasel-all, smollm2-135m): commonsense id -10.8" in said
+    id = committed("comparisons.csv", **CONTRAST, test_split="id")
+    assert f"cf-distill minus ft (weasel-all, smollm2-135m): commonsense id {100 * id.delta:+.1f}" in said

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-from contextlib import redirect_stderr
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,13 +62,15 @@ def check_weights(gguf: Path) -> None:
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the de-quantised weights as safetensors, with a record of where they come from."""
     import torch
+    from IPython.utils.capture import capture_output
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_weights(gguf)
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    # The bar over de-quantised tensors is the one that transformers has no switch for.
-    with quiet_weights(), redirect_stderr(io.StringIO()):
+    # The bar over de-quantised tensors is the one that transformers has no switch for; in a notebook
+    # it is a widget.
+    with quiet_weights(), capture_output(stdout=False):
         model: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
