@@ -152,8 +152,9 @@ def _try_to_execute(name: str, params: Params, bar: tqdm[Any], done: int) -> Non
     folder = executed_folder(params)
     record, unfinished = folder / f"{name}.json", folder / f"{name}.unfinished.ipynb"
     record.unlink(missing_ok=True)
-    # Papermill warns of every parameter that a notebook uses without declaring it; ours may.
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    # Papermill warns of every parameter that a notebook uses without declaring it; ours may. Its errors are
+    # raised, too.
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
     try:
         with _shown_progress(bar, done, folder / "progress.json"):
             papermill.execute_notebook(
@@ -166,6 +167,10 @@ def _try_to_execute(name: str, params: Params, bar: tqdm[Any], done: int) -> Non
                 extra_arguments=["--log-level=CRITICAL"],
                 config=_patience(params),
             )
+    except KeyboardInterrupt:
+        # A kernel stopped in the middle of a cell leaves a failed task, of which asyncio tells at the exit.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
     except RuntimeError as error:  # what a cell raises arrives as the next kind; this is the kernel's end
         raise StageError(
             f"{name}: its process was killed, as when memory runs out ({error}); run again"

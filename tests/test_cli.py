@@ -1,9 +1,13 @@
 """Bad input ends with one sentence and a non-zero exit code, before anything is written."""
 
+import asyncio
+import gc
+import logging
 import subprocess
 import sys
 import time
 
+import papermill
 import pytest
 
 from cfdistill import runner, runs
@@ -69,6 +73,27 @@ def test_bad_benchmark_files_stop_the_run_with_one_sentence(tmp_path, capsys, ro
     assert error.startswith("error: 01_data_preparation: ")
     assert message in error
     assert not list((tmp_path / "runs").rglob("manifest.json"))
+
+
+def test_a_stop_in_the_middle_of_a_cell_ends_with_its_own_sentence(tmp_path, capsys, caplog, monkeypatch):
+    async def stopped():
+        async def cell():
+            logging.getLogger("papermill").error("Kernel died while waiting for execute reply.")
+            raise RuntimeError("Kernel died")
+
+        failed = asyncio.create_task(cell())
+        await asyncio.sleep(0)
+        assert failed.done()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: asyncio.run(stopped()))
+    for name in ("asyncio", "papermill"):
+        caplog.set_level(logging.DEBUG, name)  # and restored at the end
+    code = main(["run", SMOKE, "-p", "run_root", str(tmp_path), "--only", "01"])
+    gc.collect()  # tells of a failed task whose end nobody awaited
+    assert code == 130
+    assert [line.getMessage() for line in caplog.records if line.levelno >= logging.WARNING] == []
+    assert capsys.readouterr().err.splitlines()[-1].startswith("stopped; what is finished is kept")
 
 
 def test_plain_papermill_commands_are_printed(tmp_path):
