@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -28,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
+        # What papermill was at is left unfinished, of which asyncio would tell at the exit.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        warnings.simplefilter("ignore", RuntimeWarning)
         print("stopped; what is finished is kept, the same command goes on from there", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     return 0

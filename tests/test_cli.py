@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import time
+import warnings
 
 import papermill
 import pytest
@@ -84,16 +85,28 @@ def test_a_stop_in_the_middle_of_a_cell_ends_with_its_own_sentence(tmp_path, cap
         failed = asyncio.create_task(cell())
         await asyncio.sleep(0)
         assert failed.done()
+        never_awaited = cell()  # noqa: F841
         raise KeyboardInterrupt
 
     monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: asyncio.run(stopped()))
     for name in ("asyncio", "papermill"):
         caplog.set_level(logging.DEBUG, name)  # and restored at the end
-    code = main(["run", SMOKE, "-p", "run_root", str(tmp_path), "--only", "01"])
-    gc.collect()  # tells of a failed task whose end nobody awaited
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        code = main(["run", SMOKE, "-p", "run_root", str(tmp_path), "--only", "01"])
+        gc.collect()  # tells of a failed task whose end nobody awaited
     assert code == 130
+    assert warned == []
     assert [line.getMessage() for line in caplog.records if line.levelno >= logging.WARNING] == []
     assert capsys.readouterr().err.splitlines()[-1].startswith("stopped; what is finished is kept")
+
+
+def test_only_a_live_teacher_is_waited_for_after_a_stop():
+    live = Params(teacher="live", teacher_timeout_s=60.0)
+    waits = {name[:2]: runner._patience(name, live) for name in runner.NOTEBOOKS}
+    waited = {name: config.KernelManager.shutdown_wait_time for name, config in waits.items() if config}
+    assert waited == {"02": 130.0, "03": 130.0}
+    assert not any(runner._patience(name, Params()) for name in runner.NOTEBOOKS)
 
 
 def test_plain_papermill_commands_are_printed(tmp_path):
