@@ -34,7 +34,7 @@ test: $(READY)  ## all tests, with a smoke study through all notebooks
 test-fast: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not faults"
 
-test-faults: $(READY)  ## kills, full disks, hostile input, long use: an hour and a half; see docs/guarantees.md
+test-faults: $(READY)  ## kills, full disks, hostile input, long use: about 50 minutes; see docs/guarantees.md
 	FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest tests/test_fuzz.py
 	KILLS=50 $(BIN)/python -m pytest -m faults -s tests/faults
 

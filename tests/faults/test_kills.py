@@ -172,6 +172,32 @@ def test_a_stopped_study_says_so_and_goes_on(undisturbed, tmp_path, signals, cod
     assert everything(tmp_path) == undisturbed[0]
 
 
+def test_stops_at_random_moments_are_one_sentence_and_lose_nothing(undisturbed, tmp_path):
+    expected, seconds = undisturbed
+    rng, stops, studies, slowest = random.Random(SEED), 0, 0, 0.0
+    while stops < KILLS:
+        folder, ended, studies = tmp_path / str(studies), False, studies + 1
+        while stops < KILLS and not ended:
+            process = start(folder)
+            process.stderr.read(1)  # from its first word on it is ready to be stopped
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0, seconds / 3))
+            number, code = rng.choice([(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+            process.send_signal(number)
+            began = time.monotonic()
+            _, told = process.communicate(timeout=60)
+            ended = process.returncode == 0  # before the signal came
+            if not ended:
+                stops, slowest = stops + 1, max(slowest, time.monotonic() - began)
+                assert process.returncode == code, told
+                assert told.splitlines()[-1].startswith("stopped; what is finished is kept"), told
+            assert not any(word in told for word in ("Traceback", "Warning", "Error")), told
+            check_stages(folder)
+        finish(start(folder))
+        assert everything(folder) == expected
+    print(f"{stops} stops in {studies} studies, the slowest took {slowest:.0f} s; the same results")
+
+
 def test_a_study_whose_progress_nobody_reads_goes_on(undisturbed, tmp_path):
     process = start(tmp_path)
     process.stderr.read(1)
