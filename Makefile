@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # What `make bench` compares with has its own environment: the project does not need it.
 PEERS := .venv-bench/.ready
+RESULTS := $(patsubst %/metrics.csv,%,$(wildcard results/*/metrics.csv))
 
-.PHONY: study figures report test test-fast test-faults lint bench lab clean
+.PHONY: study test test-long lint bench lab report figures help
 .DEFAULT_GOAL := study
 
 $(READY): requirements.lock pyproject.toml
@@ -17,36 +18,25 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-study: $(READY)  ## the default study: about 18 minutes on two cores, no key, no GPU, no model hub
-	$(BIN)/cfdistill run params/offline.yaml
-
-RESULTS := $(patsubst %/metrics.csv,%,$(wildcard results/*/metrics.csv))
-
-figures: $(READY)  ## table and figures anew from the committed tables, without a student, in under a minute
-	$(BIN)/cfdistill figures $(RESULTS)
-
-report: $(READY)  ## the static site of the default study, from its executed notebooks and results
-	$(BIN)/cfdistill report params/offline.yaml --out docs/site --also $(filter-out %/offline,$(RESULTS))
-
-test: $(READY)  ## all tests, with a smoke study through all notebooks
-	$(BIN)/python -m pytest
-
-test-fast: $(READY)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not faults"
-
-test-faults: $(READY)  ## kills, full disks, hostile input, long use: about 50 minutes; see docs/guarantees.md
-	FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest tests/test_fuzz.py
-	KILLS=50 $(BIN)/python -m pytest -m faults -s tests/faults
-
-lint: $(READY)
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-
 $(PEERS): benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet -r $<
 	touch $@
+
+study: $(READY)  ## the default study: about 18 minutes on two cores, no key, no GPU, no model hub
+	$(BIN)/cfdistill run params/offline.yaml
+
+test: $(READY)  ## the tests, with a small study through all notebooks: at most 8 minutes on two cores
+	$(BIN)/python -m pytest
+
+test-long: $(READY)  ## kills, full disks, drawn parameters, hostile input: over an hour; docs/guarantees.md
+	FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest tests/test_fuzz.py
+	KILLS=50 $(BIN)/python -m pytest -s -m "slow or long or faults"
+
+lint: $(READY)  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 bench: $(READY) $(PEERS)  ## measured claims, into results/bench/
 	$(BIN)/python benchmarks/teacher.py
@@ -56,8 +46,14 @@ bench: $(READY) $(PEERS)  ## measured claims, into results/bench/
 	$(BIN)/python benchmarks/grid.py
 	$(BIN)/python benchmarks/evaluation.py
 
-lab: $(READY)
+lab: $(READY)  ## the notebooks, in Jupyter
 	$(BIN)/jupyter lab notebooks
 
-clean:
-	rm -rf runs results/smoke* .pytest_cache .mypy_cache .ruff_cache
+report: $(READY)  ## the static site of the default study, from its executed notebooks and results
+	$(BIN)/cfdistill report params/offline.yaml --out docs/site --also $(filter-out %/offline,$(RESULTS))
+
+figures: $(READY)  ## tables and figures anew from the committed tables, without a student, in under a minute
+	$(BIN)/cfdistill figures $(RESULTS)
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12

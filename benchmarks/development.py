@@ -16,10 +16,11 @@ from collections.abc import Sequence
 
 import yaml
 
-from cfdistill import counterfactual, data, evaluation, rationale, runs, training
+from cfdistill import pipeline
 from cfdistill.data import weasel
+from cfdistill.evaluate.predict import predict, scorings
 from cfdistill.params import Params
-from cfdistill.schema import Counterfactual, Prediction, Question
+from cfdistill.schema import Prediction, Question
 
 DEVELOPMENT_SEED = 1  # of the question sampler; the default study's is 0
 QUESTIONS = 60  # of each kind, at most
@@ -30,25 +31,24 @@ def main() -> None:
     methods, *changes = sys.argv[1:]
     given = {name: yaml.safe_load(value) for name, value in (change.split("=", 1) for change in changes)}
     params = Params.build({"data_seed": DEVELOPMENT_SEED, "test_datasets": [Params().train_dataset], **given})
-    data.build(params.train_dataset, params)
-    counterfactual.build(params)
-    rationale.build(params)
+    for name in ("data", "counterfactuals", "rationales"):
+        for part in pipeline.parts(name, params):
+            pipeline.build(name, params, **part)
     questions = development_questions(params)
     for method in methods.split(","):
-        made = training.build(method, params)
+        made = pipeline.build("training", params, method=method)
         print(f"{method} {given}: {made.manifest()['seconds']:.0f} s of training")
-        student = training.load_trained(method, params)
+        student = pipeline.trained(method, params)
         for kind, asked in questions.items():
-            scoring = evaluation.scorings(method, params)[0]
-            print(f"  {kind:>10}  {summary(evaluation.predict(student, asked, method, scoring, params))}")
+            scoring = scorings(method, params)[0]
+            print(f"  {kind:>10}  {summary(predict(student, asked, method, scoring, params))}")
 
 
 def development_questions(params: Params) -> dict[str, list[Question]]:
     """Return questions of each kind, in training wordings, that were not trained on."""
     name, rng = params.train_dataset, random.Random(params.data_seed)
-    trained = {question.stem for question in data.questions(name, "train", params)}
-    rewritten = runs.stage("counterfactuals", params).read("counterfactuals.train.jsonl", Counterfactual)
-    trained |= {counterfactual.question.stem for counterfactual in rewritten}
+    trained = {question.stem for question in pipeline.questions(name, "train", params)}
+    trained |= {rewrite.question.stem for rewrite in pipeline.rewrites(params)}
     used = weasel.seen_scenes(name, params)
     kinds: dict[str, list[Question]] = {"reachable": [], "heldout": [], "unseen": []}
     for scene in weasel.load_scenes(name.removeprefix("weasel-")):

@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 from peers.contest import Contestant, peers_python, row, write_table
 
-from cfdistill import answering, counterfactual, data, rationale, students, training
+from cfdistill import pipeline
 from cfdistill.params import Params
 from cfdistill.schema import DIRECT, Question, prompt_text
-from cfdistill.students import Student
+from cfdistill.student import decode, models
+from cfdistill.student.examples import count_steps
+from cfdistill.student.models import Student
 
 HARNESS_BATCHES = (1, 16, 64)  # the harness runs with the fastest of these
 
@@ -38,9 +40,10 @@ def main() -> None:
     parser.add_argument("--peers-python", default="", help="interpreter of the peers' environment")
     args = parser.parse_args()
     python, params = peers_python(args.peers_python), Params()
-    for build in (lambda p: data.build(p.train_dataset, p), counterfactual.build, rationale.build):
-        build(params)
-    questions = data.questions(params.train_dataset, "id", params)[: args.items]
+    for name in ("data", "counterfactuals", "rationales"):
+        for part in pipeline.parts(name, params):
+            pipeline.build(name, params, **part)
+    questions = pipeline.questions(params.train_dataset, "id", params)[: args.items]
     with tempfile.TemporaryDirectory() as folder:
         student = train_briefly(params, Path(folder))
         rows = compare_generation(student, questions, params, args.repeats)
@@ -50,10 +53,12 @@ def main() -> None:
 
 def train_briefly(params: Params, folder: Path) -> Student:
     """Return a student after one epoch of ft-cot, saved in `folder`/model."""
-    student = students.load(params.student, params)
-    examples = training.read_examples("ft-cot", params)
+    from cfdistill.student.train import train
+
+    student = models.load(params)
+    examples = pipeline.examples("ft-cot", params)
     once = params.model_copy(update={"epochs": 1.0})
-    training.train(student, examples, training.count_steps(examples, once), once, folder / "checkpoints")
+    train(student, examples, count_steps(examples, once), once, folder / "checkpoints")
     student.save(folder / "model")
     return student
 
@@ -65,7 +70,7 @@ def compare_generation(
     prompts = [prompt_text(question, DIRECT) for question in questions]
     few = prompts[: max(1, len(prompts) // 8)]
     turns: dict[str, Callable[[], list[str]]] = {
-        "ours": lambda: answering.generate(student, prompts, params.max_new_tokens, params.eval_batch_size),
+        "ours": lambda: decode.generate(student, prompts, params.max_new_tokens, params.eval_batch_size),
         "batch 1": lambda: plain_generate(student, few, params.max_new_tokens, 1),
         "batch 16": lambda: plain_generate(student, prompts, params.max_new_tokens, 16),
     }
@@ -123,7 +128,7 @@ def compare_likelihood(
     task = {"items": len(questions), "batch_size": fastest}
     speeds, answers = take_turns(
         {
-            "ours": lambda: answering.option_scores(student, prompts, options, params.eval_batch_size),
+            "ours": lambda: decode.option_scores(student, prompts, options, params.eval_batch_size),
             "harness": lambda: harness.turn(task)["scores"],
         },
         repeats,

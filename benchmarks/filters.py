@@ -15,9 +15,13 @@ from typing import Any
 
 import pandas as pd
 
-from cfdistill import counterfactual, data, metrics, results, runs
-from cfdistill.data import weasel
+from cfdistill import data
+from cfdistill.data.weasel import makes_right
+from cfdistill.evaluate import metrics
+from cfdistill.files import project_root
+from cfdistill.generate import counterfactual
 from cfdistill.params import Params
+from cfdistill.teacher import Teacher
 
 FILTERS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -27,8 +31,6 @@ FILTERS: dict[str, dict[str, Any]] = {
     "unanimous vote": {"vote_threshold": 5},
     "no leak check": {"leak_check": False},
     "small edits only": {"max_edit_ratio": 0.4},
-    "round trip": {"round_trip_check": True},
-    "round trip, no vote": {"round_trip_check": True, "vote_threshold": 0},
 }
 
 
@@ -43,7 +45,7 @@ def main() -> None:
             for name, options in FILTERS.items()
         ]
     table = pd.DataFrame(rows)
-    target = runs.project_root() / "results" / "bench" / "filters.csv"
+    target = project_root() / "results" / "bench" / "filters.csv"
     target.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_csv(table, target)
     print(table.round(3).to_string(index=False))
@@ -51,16 +53,20 @@ def main() -> None:
 
 def measure(params: Params) -> dict[str, float]:
     """Return candidates, kept ones, their precision and the teacher's answers under these filters."""
-    for name in (params.train_dataset, *params.test_datasets):
-        data.build(name, params)
-    teacher = counterfactual.build(params).manifest()["notes"]["teacher"]
-    kept = results.funnel(params).query("verdict == 'kept'")
-    sound = [weasel.makes_right(row.question_id, row.target, row.fill) for row in metrics.each_row(kept)]
+    name = params.train_dataset
+    held_out = [q for split in data.splits(name, params)[1:] for q in data.load(name, split, params)]
+    with Teacher(params) as teacher:
+        candidates = counterfactual.make(params, teacher, data.load(name, "train", params), held_out)
+    sound = [
+        makes_right(c.original.id, c.original.options[c.target], " | ".join(c.fills))
+        for c in candidates
+        if not c.reason
+    ]
     return {
-        "candidates": len(results.funnel(params)),
-        "kept": len(kept),
+        "candidates": len(candidates),
+        "kept": len(sound),
         "precision": sum(sound) / len(sound) if sound else float("nan"),
-        "answers": teacher["requests"] + teacher["cache_hits"],
+        "answers": teacher.usage.requests + teacher.usage.cache_hits,
     }
 
 

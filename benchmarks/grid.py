@@ -9,7 +9,6 @@ to do. Writes results/bench/grid.csv.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import resource
 import subprocess
@@ -20,8 +19,10 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from cfdistill import grid, metrics, runs
+from cfdistill import files
+from cfdistill.evaluate import metrics
 from cfdistill.params import Params
+from cfdistill.study import grid
 
 
 def main() -> None:
@@ -31,37 +32,35 @@ def main() -> None:
     count = parser.parse_args().cells
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "many.yaml"
-        base = yaml.safe_load((runs.project_root() / "params" / "offline.yaml").read_text(encoding="utf-8"))
-        base |= {"run_root": f"{folder}/runs", "results_root": f"{folder}/results"}
+        base = {"profile": "base", "run_root": f"{folder}/runs", "results_root": f"{folder}/results"}
         (Path(folder) / "base.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
         block = {"method": ["ft-cot", "cf-distill"], "seed": list(range(count // 2))}
         path.write_text(yaml.safe_dump({"base": "base.yaml", "cells": [block]}), encoding="utf-8")
         made = grid.read(path)
+        grid.prepare(made)
         for name, params in made.cells.items():
             write_cell(made.folder / name, params)
-        first, second = (timed([sys.executable, "-m", "cfdistill", "grid", str(path)]) for _ in range(2))
+        first, second = (timed([sys.executable, "-m", "cfdistill.cli", "grid", str(path)]) for _ in range(2))
     unit = "s of processor"
     rows = [("tables of a grid", count, first, unit), ("grid with nothing to do", count, second, unit)]
     table = pd.DataFrame(rows, columns=["name", "cells", "value", "unit"])
-    metrics.write_csv(table, runs.project_root() / "results" / "bench" / "grid.csv")
+    metrics.write_csv(table, files.project_root() / "results" / "bench" / "grid.csv")
     print(table.to_string(index=False))
 
 
 def write_cell(folder: Path, params: Params, items: int = 440) -> None:
     """Write a cell with random answers to as many questions as the offline study asks."""
     folder.mkdir(parents=True)
-    method, rng = params.methods[0], random.Random(str(folder))
-    fixed = (params.train_dataset, params.student, params.seed, method, params.train_dataset, "shift")
-    rows = [
-        (*fixed, "reachable", f"s{i}", "direct", f"s{i}.f2.v1.c0", 1, 0, rng.randrange(5), True)
-        for i in range(items)
-    ]
-    metrics.write_csv(pd.DataFrame(rows, columns=metrics.PREDICTION_COLUMNS), folder / grid.PREDICTIONS)
-    facts = {
-        "params": {**params.key("evaluation"), "methods": [method], "test_datasets": params.test_datasets},
-        "files": {grid.PREDICTIONS: runs.sha256(folder / grid.PREDICTIONS)},
-    }
-    (folder / "manifest.json").write_text(json.dumps(facts), encoding="utf-8")
+    rng = random.Random(str(folder))
+    rows = pd.DataFrame({"id": [f"s{i}.f2.v1.c0" for i in range(items)]})
+    known = {"train_dataset": params.train_dataset, "student": params.student, "seed": params.seed}
+    known |= {"method": params.methods[0], "dataset": params.train_dataset, "split": "shift"}
+    known |= {"subset": "reachable", "scoring": "direct", "gold": 1, "stereotype": 0, "parsed": True}
+    drawn = [rng.randrange(5) for _ in range(items)]
+    rows = rows.assign(**known, scene=rows["id"].str[:4], predicted=drawn, options=5)
+    metrics.write_csv(rows[metrics.PREDICTION_COLUMNS], folder / grid.PREDICTIONS)
+    facts = {"files": {grid.PREDICTIONS: files.sha256(folder / grid.PREDICTIONS)}}
+    files.write_json(folder / "manifest.json", grid.identity(params) | facts)
 
 
 def timed(command: list[str]) -> float:

@@ -27,7 +27,7 @@ from typing import Any
 import httpx2
 from openai import AsyncOpenAI
 
-from cfdistill import runs
+from cfdistill.files import project_root
 from cfdistill.params import Params
 from cfdistill.teacher import Teacher
 from cfdistill.teacher.cache import Answer
@@ -59,7 +59,7 @@ def main() -> None:
     replays = [time_replay() for _ in range(args.repeats)]
     instant = [time_bare(asked, 8, "http://instant.invalid/v1") for _ in range(args.repeats)]
     rows.append(row("replay", REPLAYED, replays, len(asked), instant))
-    target = runs.project_root() / "results" / "bench" / "teacher.csv"
+    target = project_root() / "results" / "bench" / "teacher.csv"
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
@@ -80,7 +80,7 @@ def prompts(count: int) -> list[Prompt]:
 @contextmanager
 def loopback_server() -> Iterator[str]:
     """Serve chat completions in a process of its own; yields the base URL."""
-    script = runs.project_root() / "tests" / "loopback.py"
+    script = project_root() / "tests" / "loopback.py"
     with subprocess.Popen(
         [sys.executable, str(script), str(LATENCY_S)], stdout=subprocess.PIPE, text=True
     ) as server:
@@ -130,17 +130,9 @@ def time_replay() -> float:
     with tempfile.TemporaryDirectory() as folder:
         params = Params(run_root=folder, teacher="live", teacher_model=MODEL)
         with Teacher(params) as teacher:
+            asker = (teacher.base_url, MODEL)
             response = json.dumps(completion())
-            teacher.cache.put_all(
-                Answer.read(
-                    response,
-                    key=teacher.key(prompt),
-                    task=prompt.task,
-                    base_url=teacher.base_url,
-                    model=MODEL,
-                )
-                for prompt in asked
-            )
+            teacher.cache.put_all(Answer.read(response, teacher.key(p), p.task, *asker) for p in asked)
         cache = f"{folder}/teacher/cache.sqlite"
         with Teacher(params.model_copy(update={"teacher": "recorded", "teacher_cache": cache})) as teacher:
             began = time.perf_counter()

@@ -4,7 +4,7 @@
 
 All sides see the same examples of cf-distill, the same student, every layer trained, the same batch size
 and number of updates, and save nothing; the time is that of the training loop. Each peer runs in the
-precision (fp32 or bf16) that it is faster in, ours in what `choose_precision` finds. Medians over the
+precision (fp32 or bf16) that it is faster in, ours in what `precision: auto` takes. Medians over the
 repeats. Writes results/bench/training.csv.
 """
 
@@ -22,10 +22,12 @@ from unittest.mock import patch
 
 from peers.contest import Contestant, peers_python, row, serve, write_table
 
-from cfdistill import counterfactual, data, rationale, runs, students, training
-from cfdistill.encoding import encode
+from cfdistill import files, pipeline
 from cfdistill.params import Params
 from cfdistill.schema import write_jsonl
+from cfdistill.student import models
+from cfdistill.student.examples import count_steps
+from cfdistill.student.packing import encode
 
 PEERS = {"plain": "Trainer", "trl": "SFTTrainer"}
 TRIAL = 4  # examples on which a peer's two precisions are compared
@@ -43,10 +45,11 @@ def main() -> None:
     if args.serve:
         return serve_ours(params, frozen=args.serve == "frozen")
     python = peers_python(args.peers_python)
-    for build in (lambda p: data.build(p.train_dataset, p), counterfactual.build, rationale.build):
-        build(params)
-    student = students.load(params.student, params)
-    examples = training.read_examples("cf-distill", params)[: args.examples]
+    for name in ("data", "counterfactuals", "rationales"):
+        for part in pipeline.parts(name, params):
+            pipeline.build(name, params, **part)
+    student = models.load(params)
+    examples = pipeline.examples("cf-distill", params)[: args.examples]
     targets = sum(len(encode(example, student.tokenizer).target) for example in examples)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "examples.jsonl"
@@ -86,7 +89,7 @@ def main() -> None:
 
 def fastest(python: Path, name: str, file: Path, params: Params) -> tuple[Contestant, str]:
     """Return a peer in the precision it is faster in, and that precision."""
-    folder = runs.resolve(params.run_root) / "students" / params.student
+    folder = files.resolve(params.run_root) / "students" / params.student
     options = {"model": folder, "examples": file, "batch_size": params.batch_size}
     options["learning_rate"] = params.learning_rate
     found = {}
@@ -120,21 +123,21 @@ def serve_ours(params: Params, *, frozen: bool) -> None:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    from cfdistill.trainer import StudentTrainer
+    from cfdistill.student import train
 
     params = params if frozen else params.model_copy(update={"frozen_layers": 0, "epochs": 1.0})
-    student = students.load(params.student, params)
-    examples = training.read_examples("cf-distill", params)
+    student = models.load(params)
+    examples = pipeline.examples("cf-distill", params)
 
     def work(task: dict[str, Any]) -> dict[str, Any]:
         chosen = examples[: task["examples"]]
-        steps = training.count_steps(chosen, params)
+        steps = count_steps(chosen, params)
         with (
             tempfile.TemporaryDirectory() as folder,
-            patch.object(StudentTrainer, "_save_checkpoint"),  # the peers save nothing either
+            patch.object(train.StudentTrainer, "_save_checkpoint"),  # the peers save nothing either
             FlopCounterMode(display=False) if task["count"] else nullcontext() as counter,
         ):
-            log, _ = training.train(student, chosen, steps, params, Path(folder))
+            log, _ = train.train(student, chosen, steps, params, Path(folder))
         facts = {"epochs": params.epochs, "flops": counter.get_total_flops() if counter else 0}
         return facts if frozen else facts | {"seconds": sum(step["seconds"] for step in log)}
 

@@ -1,21 +1,21 @@
 """The command `cfdistill`."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-from cfdistill import __version__
+from cfdistill import __version__, files
 from cfdistill.errors import CfdistillError
-from cfdistill.teacher import commands as teacher
+from cfdistill.params import Params
+
+WORDS = ("NAME", "VALUE")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a run as Ctrl-C does: gracefully."""
 
 
-def _terminate(signal_number: int, frame: FrameType | None) -> None:
+def _terminate(*_: Any) -> None:
     raise Terminated
 
 
@@ -51,168 +51,195 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="execute the notebooks of a study, reusing what is there")
-    run.add_argument("profile", type=Path, help="parameters, such as params/offline.yaml")
-    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides")
+    run = _add(commands, _run, "execute the notebooks of a study, reusing what is there", "profile")
     run.add_argument("--only", default="", help="notebook numbers, such as 04,05")
     run.add_argument("--force", action="store_true", help="execute notebooks again (stages are reused)")
-    run.set_defaults(command=_run)
-
-    train = commands.add_parser("train", help="train a study's students only; torchrun can share the work")
-    train.add_argument("profile", type=Path, help="parameters; stages up to the rationales must be there")
-    train.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides"
-    )
-    train.set_defaults(command=_train)
-
-    grid = commands.add_parser("grid", help="make the cells of a grid that are missing, and its tables")
-    grid.add_argument("grid", type=Path, help="such as params/grids/smoke.yaml")
-    grid.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides")
-    grid.add_argument(
-        "--cores", type=int, default=os.cpu_count(), help="cells trained at once, on a core each"
-    )
+    grid = _add(commands, _grid, "make the cells of a grid that are missing, and its tables", "grid")
+    grid.add_argument("--cores", type=int, default=files.cores(), help="cells at once, on a core each")
     grid.add_argument("--profile", default="", help="slurm, kubernetes, or a Snakemake profile's folder")
     grid.add_argument("--dry-run", action="store_true", help="only print what would be made")
-    grid.add_argument(
-        "--import-runs", type=Path, metavar="RUN_ROOT", help="first take finished cells from another run_root"
-    )
-    grid.set_defaults(command=_grid)
-
-    job = commands.add_parser("job", help="run one job of a grid's plan (Snakemake calls this)")
+    job = _add(commands, _job, "make one cell of a grid's plan (Snakemake calls this)")
     job.add_argument("plan", type=Path)
     job.add_argument("name")
-    job.set_defaults(command=_job)
-
-    doctor = commands.add_parser("doctor", help="say what this machine has and what a study would use")
-    doctor.add_argument("profile", type=Path, nargs="?", help="parameters; without: the default study")
-    doctor.set_defaults(command=_doctor)
-
-    clean = commands.add_parser("clean", help="remove what interrupted runs left, and nothing else")
-    clean.add_argument("run_root", type=Path, nargs="?", default=Path("runs"), help="as in the parameters")
-    clean.add_argument("--dry-run", action="store_true", help="only list it")
-    clean.set_defaults(command=_clean)
-
-    teacher.register(commands)
-
-    asking = commands.add_parser("ask", help="put a question of your own to the trained students of a study")
-    asking.add_argument("profile", type=Path, help="parameters, such as params/offline.yaml")
-    asking.add_argument("question")
-    asking.add_argument("--options", nargs="+", required=True, metavar="OPTION")
-    asking.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides"
-    )
-    asking.set_defaults(command=_ask)
-
-    report = commands.add_parser("report", help="build the static site of a finished study")
-    report.add_argument("profile", type=Path, help="parameters, such as params/offline.yaml")
-    report.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides"
-    )
+    _add(commands, _doctor, "say what this machine has and what a study would use", "profile", nargs="?")
+    ask = _add(commands, _ask, "put a question of your own to the trained students of a study", "profile")
+    ask.add_argument("question")
+    ask.add_argument("--options", nargs="+", required=True, metavar="OPTION")
+    report = _add(commands, _report, "build the static site of a finished study", "profile")
     report.add_argument("--out", type=Path, required=True, help="folder of the site, such as docs/site")
-    report.add_argument("--also", type=Path, nargs="*", default=[], metavar="RESULTS", help="further results")
-    report.set_defaults(command=_report)
-
-    drawing = commands.add_parser("figures", help="draw table and figures anew from results folders alone")
+    report.add_argument("--also", type=Path, nargs="*", default=[], metavar="RESULTS", help="more results")
+    drawing = _add(commands, _figures, "draw tables and figures anew from results folders alone")
     drawing.add_argument("results", type=Path, nargs="+", help="such as results/offline")
-    drawing.set_defaults(command=_figures)
-
-    readme = commands.add_parser("readme", help="write the numbers of results folders into README.md")
-    readme.add_argument("results", type=Path, nargs="?", default=Path("results"), help="their parent")
-    readme.set_defaults(command=_readme)
+    teacher = commands.add_parser("teacher", help="forecast, count and move the teacher's answers")
+    _add_teacher(teacher.add_subparsers(required=True, metavar="ACTION"))
     return parser
 
 
-def _run(args: argparse.Namespace) -> None:
+def _add_teacher(actions: Any) -> None:
+    _add(actions, _forecast, "requests, tokens and dollars of a study, before any is spent", "profile")
+    of_caches = [_add(actions, _stats, "answers, tokens and dollars of a cache", "profile", nargs="?")]
+    for command, text, nargs in (
+        (_export_cache, "write a cache's answers to a JSON Lines file", "?"),
+        (_import_cache, "add the answers of a JSON Lines file to a cache", "?"),
+        (_batch_export, "write the missing answers' requests as a file for the Batch API", None),
+        (_batch_import, "store the answers of a Batch API's result file", None),
+    ):
+        action = _add(actions, command, text, "profile", nargs)
+        action.add_argument("file", type=Path, metavar="FILE.jsonl")
+        of_caches += [action] if nargs else []
+    for action in of_caches:
+        action.add_argument("--cache", type=Path, metavar="FILE", help="a cache file, not a profile's")
+
+
+def _add(
+    commands: Any, command: Callable[[Any], None], text: str, first: str = "", nargs: str | None = None
+) -> argparse.ArgumentParser:
+    """Add a subcommand, named as its function; `first` is a YAML file whose parameters -p overrides."""
+    name = command.__name__.lstrip("_").replace("_", "-")
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text)
+    if first:
+        parser.add_argument(first, type=Path, nargs=nargs, metavar="PARAMS.yaml", help="in params/")
+        parser.add_argument("-p", nargs=2, action="append", default=[], metavar=WORDS, dest="overrides")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _params(args: Any) -> Params:
+    overrides = dict(args.overrides)
+    return Params.from_yaml(args.profile, overrides) if args.profile else Params.build(overrides)
+
+
+def _run(args: Any) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     # Set before any kernel starts: more threads than cores make a CPU study ten times slower.
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
-    from cfdistill import metrics, runner, runs, tables
+    os.environ.setdefault("OMP_NUM_THREADS", str(files.cores()))
+    from cfdistill.evaluate import metrics
+    from cfdistill.show import tables
+    from cfdistill.study import results, run
 
-    only = [part for part in args.only.split(",") if part]
-    overrides = dict(args.overrides)
-    print("The same by hand:", *runner.commands(args.profile, overrides, only), sep="\n  ")
-    params = runner.run(args.profile, overrides, only, force=args.force)
-    print(f"\nExecuted notebooks: {runner.executed_folder(params)}")
-    results = runs.results_folder(params)
-    if (results / "manifest.json").is_file():
-        print(f"Tables and figures: {results}\n")
-        print(tables.to_text(*(metrics.read_csv(results, name) for name in metrics.FILES[:2])))
-
-
-def _train(args: argparse.Namespace) -> None:
-    signal.signal(signal.SIGTERM, _terminate)
-    from cfdistill import training
-    from cfdistill.params import Params
-
-    params = Params.from_yaml(args.profile, dict(args.overrides))
-    is_first = os.environ.get("RANK", "0") == "0"  # set by torchrun; one process tells of all
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if is_first else nowhere):
-        for method in params.methods:
-            print(training.build(method, params).path)
+    only, overrides = [part for part in args.only.split(",") if part], dict(args.overrides)
+    print("The same by hand:", *run.commands(args.profile, overrides, only), sep="\n  ")
+    params = run.run(args.profile, overrides, only, force=args.force)
+    print(f"\nExecuted notebooks: {run.executed_folder(params)}")
+    if results.is_whole(folder := results.folder(params)):
+        print(f"Tables and figures: {folder}\n")
+        print(tables.to_text(*(metrics.read_csv(folder, name) for name in metrics.FILES[:2])))
 
 
-def _grid(args: argparse.Namespace) -> None:
-    from cfdistill import grid
+def _grid(args: Any) -> None:
+    from cfdistill.study import grid
 
     wanted = grid.read(args.grid, dict(args.overrides))
-    if args.import_runs:
-        for name in grid.import_runs(wanted, args.import_runs):
-            print(f"imported {name}")
-    complete = grid.finished(wanted)
-    print(grid.describe(wanted, complete), flush=True)
-    grid.run(wanted, complete, args.cores, args.profile, dry_run=args.dry_run)
+    grid.run(wanted, args.cores, args.profile, dry_run=args.dry_run)
     if not args.dry_run:
         print(f"Tables: {wanted.folder}")
 
 
-def _job(args: argparse.Namespace) -> None:
-    from cfdistill import grid
+def _job(args: Any) -> None:
+    from cfdistill.study import grid
 
     grid.run_job(args.plan, args.name)
 
 
-def _doctor(args: argparse.Namespace) -> None:
-    from cfdistill import doctor
-    from cfdistill.params import Params
+def _doctor(args: Any) -> None:
+    from cfdistill.study import doctor
 
-    params = Params.from_yaml(args.profile) if args.profile else Params()
-    for subject, finding in doctor.report(params):
+    for subject, finding in doctor.report(_params(args)):
         print(f"{subject:>10}  {finding}")
 
 
-def _ask(args: argparse.Namespace) -> None:
-    from cfdistill import ask
-    from cfdistill.params import Params
+def _ask(args: Any) -> None:
+    from cfdistill import pipeline
+    from cfdistill.evaluate import ask
 
-    params = Params.from_yaml(args.profile, dict(args.overrides))
+    params, question = _params(args), ask.own_question(args.question, args.options)
     print(f"Log-likelihoods are per character, after the student's own words. Student {params.student}.\n")
-    for answer in ask.ask(params, args.question, args.options):
-        print(f"{answer}\n")
+    for method in params.methods:
+        print(f"{ask.ask(pipeline.trained(method, params), method, question, params)}\n")
 
 
-def _report(args: argparse.Namespace) -> None:
-    from cfdistill import report
-    from cfdistill.params import Params
+def _report(args: Any) -> None:
+    from cfdistill.study import site
 
-    print(report.build(Params.from_yaml(args.profile, dict(args.overrides)), args.out, args.also))
+    print(site.build(_params(args), args.out, args.also))
 
 
-def _figures(args: argparse.Namespace) -> None:
-    from cfdistill import results
+def _figures(args: Any) -> None:
+    from cfdistill.study import results
 
     for folder in args.results:
         print(f"{folder / 'figures'}: {', '.join(results.draw(folder))}")
 
 
-def _clean(args: argparse.Namespace) -> None:
-    from cfdistill import leftovers, runs
+def _forecast(args: Any) -> None:
+    from cfdistill.generate import missing
 
-    for path in leftovers.clean(runs.resolve(str(args.run_root)), dry_run=args.dry_run):
-        print("would remove" if args.dry_run else "removed", path)
+    asked = _asked(args)
+    print(missing.to_text(missing.forecast(*asked), asked[0]))
 
 
-def _readme(args: argparse.Namespace) -> None:
-    from cfdistill import results, runs, tables
+def _asked(args: Any) -> tuple[Params, Any, Any]:
+    """Return parameters, the questions a teacher is asked about, and those that no rewrite may repeat."""
+    from cfdistill import pipeline
 
-    blocks = results.readme_blocks(args.results)
-    tables.write_readme(runs.project_root() / "README.md", blocks)
+    params = _params(args)
+    pipeline.build("data", params, dataset=params.train_dataset)
+    return params, *pipeline.originals_and_held_out(params)
+
+
+def _stats(args: Any) -> None:
+    from cfdistill.teacher import budget
+
+    with _cache(args, read_only=True) as cache:
+        print(budget.stats(cache, _params(args)))
+
+
+def _cache(args: Any, *, read_only: bool) -> closing[Any]:
+    from cfdistill.teacher import cache, cache_path
+
+    return closing(cache.Cache(args.cache or cache_path(_params(args)), read_only=read_only))
+
+
+def _export_cache(args: Any) -> None:
+    from cfdistill.teacher import batch
+
+    with _cache(args, read_only=True) as cache:
+        print(f"{batch.export_cache(cache, args.file)} answers of {cache.path} written to {args.file}")
+
+
+def _import_cache(args: Any) -> None:
+    from cfdistill.teacher import batch
+
+    with _cache(args, read_only=False) as cache:
+        counts = batch.import_cache(args.file, cache)
+    print(f"{counts['new']} answers added to {cache.path}, {counts['known']} were there, ", end="")
+    print(f"{counts['conflicting']} differ from what is there and were left out")
+
+
+def _batch_export(args: Any) -> None:
+    from cfdistill.generate import missing
+    from cfdistill.teacher import batch
+
+    with missing.collect(*_asked(args)) as teacher:
+        written = batch.write_requests(teacher, teacher.missing, args.file)
+    tasks = ", ".join(f"{count} {task}" for task, count in written.items()) or "no answer is missing"
+    print(f"{written.total()} requests written to {args.file} ({tasks})")
+    if left := len(teacher.missing) - written.total():
+        print(f"{left} more do not fit into one file; export again when these are imported")
+
+
+def _batch_import(args: Any) -> None:
+    from cfdistill.generate import missing
+    from cfdistill.teacher import batch
+
+    with missing.collect(*_asked(args)) as teacher:
+        counts, failure = batch.import_results(teacher, teacher.missing, args.file)
+    print(f"{counts['new']} answers stored, {counts['known']} were there")
+    if counts["failed"]:
+        print(f"{counts['failed']} failed and stay missing (first: {failure})")
+    if counts["unknown"]:
+        print(f"{counts['unknown']} are not asked for by these parameters and were left out")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,11 +1,6 @@
 """Errors a user can mend: each message says what is wrong, where, and what to do."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from typing import Any
 
 
 class CfdistillError(Exception):
@@ -21,11 +16,7 @@ class DataError(CfdistillError):
 
 
 class StageError(CfdistillError):
-    """A stage directory is missing, damaged, locked, or cannot be written."""
-
-
-class BusyError(StageError):
-    """Another process is making the stage, or has just finished it."""
+    """A stage or folder is missing, damaged, in use, or cannot be written."""
 
 
 class TeacherError(CfdistillError):
@@ -36,8 +27,8 @@ class TrainingError(CfdistillError):
     """The training examples or the student do not fit the request."""
 
 
-def first_fault(error: ValidationError) -> str:
-    """Return the first thing that pydantic found wrong, as "field: what" on one line."""
+def first_fault(error: Any) -> str:
+    """Return the first thing that a pydantic `ValidationError` names, as "field: what" on one line."""
     first = error.errors(include_input=False, include_url=False)[0]
     name = ".".join(map(str, first["loc"]))
     message = " ".join(first["msg"].removeprefix("Value error, ").split())

@@ -1,13 +1,10 @@
-"""The parameters of a study: one model, whose fields are the YAML keys and the notebooks' names.
+"""The parameters of a study: YAML keys and the notebooks' names; the defaults are `params/offline.yaml`."""
 
-Defaults are the default study (`params/offline.yaml`), so a notebook opened by hand runs it too.
-"""
-
-from __future__ import annotations
-
+import ast
+import difflib
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,34 +12,39 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cfdistill.errors import ParamsError
-from cfdistill.families import HUB
 from cfdistill.methods import METHODS
-from cfdistill.schema import UNWRITABLE
 
-STAGES = ("data", "counterfactuals", "rationales", "training", "evaluation", "audits", "metrics")
-FILE_METHODS = ("ft", "ft-cot")  # those that need no more than one rationale of each original question
 DATASETS = (
-    "weasel-commonsense",
-    "weasel-qualitative",
-    "weasel-composition",
-    "weasel-science",
-    "weasel-all",
-    "csqa",
-    "quarel",
-    "qasc",
-    "arc-challenge",
-    "arc-challenge-dev",
-    "arc-easy",
-    "openbookqa",
-    "user",
+    *("weasel-commonsense", "weasel-qualitative", "weasel-composition", "weasel-science"),
+    *("csqa", "quarel", "qasc", "arc-challenge", "arc-challenge-dev", "arc-easy", "openbookqa", "user"),
 )
+STUDENTS: Mapping[str, str] = {  # by name: repository and revision on the Hugging Face hub; "": bundled
+    "smollm2-135m": "",
+    "tiny-random": "",
+    "gpt2": "openai-community/gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e",
+    "gpt2-medium": "openai-community/gpt2-medium@6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
+    "gpt2-large": "openai-community/gpt2-large@32b71b12589c2f8d625668d2335a01cac3249519",
+    "opt-125m": "facebook/opt-125m@27dcfa74d334bc871f3234de431e71c6eeba5dd6",
+    "opt-350m": "facebook/opt-350m@08ab08cc4b72ff5593870b5d527cf4230323703c",
+    "gpt-neo-125m": "EleutherAI/gpt-neo-125m@21def0189f5705e2521767faed922f1f15e7d7db",
+    "bart-base": "facebook/bart-base@aadd2ab0ae0c8268c7c9693540e9904811f36177",
+    "bart-large": "facebook/bart-large@cb48c1365bd826bd521f650dc2e0940aee54720c",
+    "t5-base": "google-t5/t5-base@a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1",
+    "t5-large": "google-t5/t5-large@150ebc2c4b72291e770f58e6057481c8d2ed331a",
+}
 SCORINGS = ("direct", "elimination", "vote", "likelihood", "label")
-STUDENTS = ("smollm2-135m", "tiny-random", *HUB)
+PATHS = ("data_root", "teacher_cache", "rationale_file")  # what lies there reaches stages, not the name
+NEUTRAL = (  # parameters that can change no result
+    *("profile", "run_root", "results_root", "gather", "teacher_batch", "teacher_concurrency"),
+    *("teacher_timeout_s", "teacher_requests_per_minute", "teacher_tokens_per_minute", "teacher_budget_usd"),
+    "teacher_prices",
+)
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # what no text file takes
 
 
-def _param(default: Any, stage: str | None, text: str, **limits: Any) -> Any:
-    """Declare a parameter; `stage` is the first stage whose result it changes (None: none)."""
-    return Field(default, description=text, json_schema_extra={"stage": stage}, **limits)
+def _param(default: Any, reaches: str, text: str, **limits: Any) -> Any:
+    """Declare a parameter; `reaches` names the stages whose key holds its value."""
+    return Field(default, description=text, json_schema_extra={"reaches": reaches}, **limits)
 
 
 class Params(BaseModel):
@@ -51,31 +53,20 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # the study
-    profile: str = _param("offline", None, "name of the folder under results_root")
-    train_dataset: str = _param("weasel-commonsense", "counterfactuals", "what the student is trained on")
-    test_datasets: list[str] = _param(
-        list(DATASETS[:4]), "metrics", "what it is tested on; others than train_dataset are OOD"
-    )
+    profile: str = _param("offline", "", "name of the folder under results_root")
+    train_dataset: str = _param("weasel-commonsense", "metrics", "what the student is trained on")
+    test_datasets: list[str] = _param(list(DATASETS[:4]), "", "what it is tested on")
     methods: list[str] = _param(["ft", "ft-cot", "cf-distill"], "metrics", "training methods to compare")
-    student: str = _param(
-        "smollm2-135m", "training", "the small language model: a name, or path/to/folder with safetensors"
-    )
-    strategy_tokens: Literal["text", "special"] = _param(
-        "text", "training", "how strategy tokens are written: text | special (one new token each)"
-    )
-    seed: int = _param(0, "training", "seed of training order and dropout", ge=0, lt=2**32)
-    teacher: Literal["offline", "recorded", "live"] = _param(
-        "offline", "counterfactuals", "who answers the prompts: offline | recorded | live"
-    )
-    data_source: Literal["files", "hub"] = _param(
-        "files", "data", "benchmarks from official files under data_root, or from the hub: files | hub"
-    )
-    data_root: str = _param("data", "data", "folder with the benchmarks' official release files")
-    run_root: str = _param("runs", None, "folder for stage directories; relative to the project")
-    results_root: str = _param("results", None, "folder for tables and figures")
-    gather: list[str] = _param([], None, "further results folders to draw with this one")
+    student: str = _param("smollm2-135m", "", "the small language model: a name, or path/to/folder")
+    seed: int = _param(0, "training metrics", "seed of training order and dropout", ge=0, lt=2**32)
+    teacher: Literal["offline", "recorded", "live"] = _param("offline", "", "who answers the prompts")
+    data_source: Literal["files", "hub"] = _param("files", "data", "where benchmarks come from")
+    data_root: str = _param("data", "", "folder with the benchmarks' official release files")
+    run_root: str = _param("runs", "", "folder for stages; relative to the project")
+    results_root: str = _param("results", "", "folder for tables and figures")
+    gather: list[str] = _param([], "", "further results folders to draw with this one")
     # data
-    data_seed: int = _param(0, "data", "seed of the question sampler", ge=0, lt=2**32)
+    data_seed: int = _param(0, "data metrics", "seed of the question sampler", ge=0, lt=2**32)
     train_scenes: int = _param(60, "data", "seen scenes used; 0 uses all", ge=0)
     train_questions: int = _param(60, "data", "training questions", ge=1)
     validation_questions: int = _param(40, "data", "validation questions", ge=1)
@@ -83,82 +74,48 @@ class Params(BaseModel):
     new_questions: int = _param(50, "data", "questions in `new`, also of OOD data sets, at most", ge=1)
     spurious_rate: float = _param(0.9, "data", "share of stereotype answers, 0 to 1", ge=0, le=1)
     # teacher
-    teacher_model: str = _param("gpt-5.2", "counterfactuals", "model name sent to a live endpoint")
-    teacher_base_url: str = _param("", "counterfactuals", "endpoint; empty: OpenAI's own")
-    teacher_cache: str = _param(
-        "", "counterfactuals", "cache file; empty: run_root/teacher/cache.sqlite, or the shipped recording"
-    )
-    teacher_batch: bool = _param(
-        False, None, "never ask directly: stop and count what a batch must answer; needs teacher: live"
-    )
-    teacher_concurrency: int = _param(8, None, "requests under way at once", ge=1)
-    teacher_timeout_s: float = _param(120.0, None, "longest silence while waiting for a response", gt=0)
-    teacher_requests_per_minute: int = _param(0, None, "most requests sent in a minute; 0: no limit", ge=0)
-    teacher_tokens_per_minute: int = _param(
-        0, None, "most tokens, prompts and completions, in a minute; 0: no limit", ge=0
-    )
-    teacher_budget_usd: float = _param(
-        0.0, None, "most that all answers of the model in the cache may cost; 0: no cap", ge=0
-    )
-    teacher_max_tokens: int = _param(0, "counterfactuals", "longest answer, in tokens; 0: no limit", ge=0)
-    teacher_prices: str = _param("", None, "YAML file of prices; empty: cfdistill/teacher/prices.yaml")
-    teacher_noise: float = _param(0.05, "counterfactuals", "offline teacher's error rate", ge=0, le=1)
+    teacher_model: str = _param("gpt-5.2", "", "model name sent to a live endpoint")
+    teacher_base_url: str = _param("", "", "endpoint; empty: OpenAI's own")
+    teacher_cache: str = _param("", "", "cache file; empty: the study's own, or the shipped recording")
+    teacher_batch: bool = _param(False, "", "never ask, but count what a batch must answer (needs live)")
+    teacher_concurrency: int = _param(8, "", "requests under way at once", ge=1)
+    teacher_timeout_s: float = _param(120.0, "", "longest silence while waiting for a response", gt=0)
+    teacher_requests_per_minute: int = _param(0, "", "most requests in a minute; 0: no limit", ge=0)
+    teacher_tokens_per_minute: int = _param(0, "", "most tokens in a minute, both ways; 0: no limit", ge=0)
+    teacher_budget_usd: float = _param(0.0, "", "most that the model's answers may cost; 0: no cap", ge=0)
+    teacher_max_tokens: int = _param(0, "", "longest answer, in tokens; 0: no limit", ge=0)
+    teacher_prices: str = _param("", "", "YAML file of prices; empty: cfdistill/teacher/prices.yaml")
+    teacher_noise: float = _param(0.05, "", "offline teacher's error rate", ge=0, le=1)
     # counterfactuals
     counterfactuals_per_question: int = _param(2, "counterfactuals", "target answers per question", ge=1)
-    mask_source: Literal["teacher", "random"] = _param(
-        "teacher", "counterfactuals", "who names the words to replace: teacher | random (as a control)"
-    )
+    mask_source: Literal["teacher", "random"] = _param("teacher", "counterfactuals", "who names the words")
     reasoning_paths: int = _param(5, "counterfactuals", "reasoning paths K per candidate", ge=1)
     vote_threshold: int = _param(4, "counterfactuals", "paths that must reach the target; 0: no vote", ge=0)
-    min_edit_ratio: float = _param(0.02, "counterfactuals", "smallest share of tokens changed", ge=0, le=1)
-    max_edit_ratio: float = _param(0.8, "counterfactuals", "largest share of tokens changed", ge=0, le=1)
+    min_edit_ratio: float = _param(0.02, "counterfactuals", "smallest share of words changed", ge=0, le=1)
+    max_edit_ratio: float = _param(0.8, "counterfactuals", "largest share of words changed", ge=0, le=1)
     leak_check: bool = _param(True, "counterfactuals", "drop rewrites that name the target answer")
-    round_trip_check: bool = _param(
-        False, "counterfactuals", "ask once more with the options in another order"
-    )
     # rationales
-    rationale_source: Literal["teacher", "file"] = _param(
-        "teacher", "rationales", "who explains: teacher | file (published ones, for ft and ft-cot)"
-    )
-    rationale_file: str = _param(
-        "", "rationales", "JSONL of id, rationale, predicted (a letter or null), for source file"
-    )
+    rationale_source: Literal["teacher", "file"] = _param("teacher", "rationales", "file: published ones")
+    rationale_file: str = _param("", "", "JSONL of id, rationale, predicted (a letter or null)")
     # training
     epochs: float = _param(3.0, "training", "passes over a method's own examples", gt=0)
-    max_steps: int = _param(0, "training", "optimiser steps, the same for every method; 0: by epochs", ge=0)
+    max_steps: int = _param(0, "training", "steps, the same for every method; 0: by epochs", ge=0)
     batch_size: int = _param(4, "training", "examples per optimiser step", ge=1)
-    accumulation_steps: int = _param(
-        1,
-        "training",
-        "parts of an optimiser step that are computed one after the other, to save memory",
-        ge=1,
-    )
+    accumulation_steps: int = _param(1, "training", "parts of a step, to save memory", ge=1)
     learning_rate: float = _param(5.0e-4, "training", "peak, after 10 % warm-up", gt=0)
     frozen_layers: int = _param(12, "training", "lowest transformer layers left untouched", ge=0)
     max_length: int = _param(384, "training", "longest example, in tokens", ge=16)
-    counterfactual_weight: float = _param(
-        1.0, "training", "weight in the loss of an example with a rewritten question; originals have 1", gt=0
-    )
-    negative_view_weight: float = _param(
-        1.0, "training", "weight in the loss of a negative view; other views have 1", gt=0
-    )
-    validations: int = _param(
-        3, "training", "how often the student is tested on validation questions meanwhile; 0: never", ge=0
-    )
-    checkpoint: Literal["last", "best"] = _param(
-        "last", "training", "the student to keep: last | best (of the validations, by accuracy)"
-    )
-    patience: int = _param(
-        0, "training", "validations without a better one after which training stops; 0: it never does", ge=0
-    )
-    tensorboard: bool = _param(False, None, "also log to run_root/tensorboard; needs the extra of that name")
+    counterfactual_weight: float = _param(1.0, "training", "weight of a rewritten question's examples", gt=0)
+    negative_view_weight: float = _param(1.0, "training", "weight of a negative view; others have 1", gt=0)
+    validations: int = _param(3, "training", "tests on validation questions meanwhile; 0: never", ge=0)
+    checkpoint: Literal["last", "best"] = _param("last", "training", "the student kept: best by validation")
+    patience: int = _param(0, "training", "validations without a better one; 0: never stops early", ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = _param("auto", "", "number format; auto: the processor's")
     # evaluation
     scorings: list[str] = _param(["direct"], "evaluation", "direct | elimination | vote | likelihood | label")
-    max_new_tokens: int = _param(64, "evaluation", "longest answer, in tokens", ge=1)
-    max_new_tokens_elimination: int = _param(
-        160, "evaluation", "longest answer of the negative view, in tokens", ge=1
-    )
-    eval_batch_size: int = _param(64, None, "questions generated together", ge=1)
+    max_new_tokens: int = _param(64, "evaluation audits", "longest answer, in tokens", ge=1)
+    max_new_tokens_elimination: int = _param(160, "evaluation audits", "… of the negative view", ge=1)
+    eval_batch_size: int = _param(64, "training evaluation audits", "questions answered together", ge=1)
     audit_questions: int = _param(20, "audits", "questions asked in each audit of a student; 0: none", ge=0)
     bootstrap_samples: int = _param(2000, "metrics", "resamples for intervals", ge=100)
 
@@ -207,11 +164,10 @@ class Params(BaseModel):
     def _check_rationale_file(self) -> Self:
         if self.has_counterfactuals:
             return self
-        if unfit := [method for method in self.methods if method not in FILE_METHODS]:
-            raise ValueError(
-                f"methods: {', '.join(unfit)} cannot be trained with rationale_source: file, which explains "
-                f"originals from one side; use {', '.join(FILE_METHODS)} or rationale_source: teacher"
-            )
+        if unfit := ", ".join(method for method in self.methods if METHODS[method].needs_teacher):
+            fit = ", ".join(name for name, method in METHODS.items() if not method.needs_teacher)
+            told = f"methods: {unfit} cannot be trained with rationale_source: file, which explains"
+            raise ValueError(f"{told} originals from one side; use {fit} or rationale_source: teacher")
         if not self.rationale_file:
             raise ValueError("rationale_source: file needs rationale_file, the path of the rationales")
         return self
@@ -227,22 +183,20 @@ class Params(BaseModel):
         return self.rationale_source == "teacher"
 
     def for_method(self, method: str) -> Self:
-        """Return the parameters by which a method's counterfactuals and rationales are made."""
-        return self.model_copy(update=dict(METHODS[method].changes))
+        """Return the parameters by which a method's rewrites are made; of no method (""), the study's own."""
+        return self.model_copy(update=dict(METHODS[method].changes)) if method else self
 
-    def variants(self) -> list[Self]:
-        """Return the parameters of every set of counterfactuals the methods need, the study's own first."""
-        made = [self]
-        made += [variant for method in self.methods if (variant := self.for_method(method)) not in made]
+    def variants(self) -> dict[str, Self]:
+        """Return the parameters of every set of rewrites needed, by method; the study's own first."""
+        made = {"": self}
+        for method in self.methods:
+            if (variant := self.for_method(method)) not in made.values():
+                made[method] = variant
         return made
 
     @classmethod
     def build(cls, values: Mapping[str, Any], where: str = "parameters") -> Self:
-        """Validate a mapping of parameter names to values.
-
-        Raises:
-            ParamsError: one sentence naming every bad parameter.
-        """
+        """Validate a mapping of names to values; ParamsError names every bad one."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
@@ -250,38 +204,46 @@ class Params(BaseModel):
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
-        """Collect the parameters among a notebook's `globals()`, declared or injected."""
+        """Collect the parameters among a notebook's `globals()`; a name assigned that is none is refused."""
+        for name in _first_assigned(namespace.get("In", ())):
+            if name not in cls.model_fields:
+                raise ParamsError(f"this notebook: {_unknown(name)}")
         return cls.build({k: namespace[k] for k in cls.model_fields if k in namespace}, "this notebook")
 
     @classmethod
     def from_yaml(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a YAML file of parameters and apply overrides.
-
-        Raises:
-            ParamsError: the file is missing, no YAML mapping, or holds a bad parameter.
-        """
+        """Read a YAML file of parameters and apply overrides; ParamsError says what is wrong with it."""
         return cls.build({**read_yaml(path), **(overrides or {})}, str(path))
 
-    def key(self, stage: str, **extra: str) -> dict[str, Any]:
-        """Return the parameters that can change the result of `stage`, and `extra`."""
-        reach = STAGES[: STAGES.index(stage) + 1]
-        return {name: getattr(self, name) for name, first in field_stages().items() if first in reach} | extra
+    def reaching(self, stage: str) -> dict[str, Any]:
+        """Return the parameters whose values stand in the key of `stage`."""
+        fields: Mapping[str, Any] = type(self).model_fields
+        named = [n for n, field in fields.items() if stage in field.json_schema_extra["reaches"].split()]
+        return {name: getattr(self, name) for name in named}
+
+    def results_values(self, *, paths: bool = False) -> dict[str, Any]:
+        """Return every parameter that can change a result, the names of files only with `paths`."""
+        left_out = NEUTRAL if paths else (*NEUTRAL, *PATHS)
+        return {name: value for name, value in self.model_dump().items() if name not in left_out}
 
 
-def field_stages() -> dict[str, str | None]:
-    """Return for every parameter the first stage whose result it changes."""
-    return {
-        name: field.json_schema_extra["stage"]  # type: ignore[index, misc]
-        for name, field in Params.model_fields.items()
-    }
+class _Loader(yaml.SafeLoader):
+    """Reads YAML as usual, but refuses a key that stands in a mapping twice: the last one would win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if isinstance(key, str) and keys.count(key) > 1]:
+            raise ValueError(f"{twice[0]} stands there twice; keep one line of it")
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping; raises ParamsError when there is none."""
+    """Read a YAML mapping; raises ParamsError when there is none, or it holds a key twice."""
     try:
         if not path.is_file():
             raise ParamsError(f"{path} does not exist; the profiles are in params/")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as bad bytes, a 30th of February
         raise ParamsError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     except OSError as error:  # such as a name that is too long
@@ -292,8 +254,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _check_list(name: str, values: list[str], known: tuple[str, ...]) -> None:
-    unknown = [value for value in values if value not in known]
-    if unknown:
+    if unknown := [value for value in values if value not in known]:
         raise ValueError(f"{name}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
     if not values or len(set(values)) < len(values):
         raise ValueError(f"{name}: needs at least one value, each once")
@@ -302,6 +263,27 @@ def _check_list(name: str, values: list[str], known: tuple[str, ...]) -> None:
 def _sentence(error: Any) -> str:
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"unknown parameter {name}; known are {', '.join(Params.model_fields)}"
+        return _unknown(name)
     message = error["msg"].removeprefix("Value error, ")
     return f"{name}: {message}, got {reprlib.repr(error['input'])}" if name else message
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, Params.model_fields, 1)
+    advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(Params.model_fields)}"
+    return f"unknown parameter {name}; {advice}"
+
+
+def _first_assigned(cells: Sequence[str]) -> list[str]:
+    """Return the names that a notebook's first cells assign, up to the first cell that does more."""
+    names: list[str] = []
+    for cell in filter(str.strip, cells):
+        try:
+            body = ast.parse(cell).body
+        except SyntaxError:  # IPython's own syntax
+            break
+        if not all(isinstance(line, ast.Assign) for line in body):
+            break
+        targets = [target for line in body if isinstance(line, ast.Assign) for target in line.targets]
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names

@@ -1,11 +1,11 @@
 """The records that flow through a study, and the one definition of a question's prompt text."""
 
-from __future__ import annotations
-
+import codecs
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,13 @@ LETTERS = "ABCDEFGHIJ"
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # what no text file or tokenizer takes
 DIRECT = "[Direct election]"  # strategy token that asks for the positive view (paper, "Training")
 ELIMINATION = "[Elimination method]"  # strategy token that asks for the negative view
+STRATEGY = {"label": "", "positive": DIRECT, "negative": ELIMINATION}  # by what an example teaches
+STRATEGY |= {"direct": DIRECT, "elimination": ELIMINATION, "likelihood": ""}  # and by scoring
 ENDING = "So the answer is"  # begins the sentence that ends every rationale (our choice of wording)
+LETTERED = re.compile(r"\(?[A-J](?:[).:*]+\s+|\))(.+)")  # "A. barn", "(A) barn", "A.** barn"
+QUOTES = dict.fromkeys("‘’‚‛`", "'") | dict.fromkeys("“”„‟«»", '"')
+POWERS = {power: f"^{i}" for i, power in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}  # NFKC would make 102 of 10²
+LOOKALIKES = str.maketrans(QUOTES | POWERS)
 
 
 class Record:
@@ -27,16 +33,13 @@ class Record:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a plain dictionary, which `read_jsonl` turns back into an equal record."""
+        """Return a plain dictionary."""
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
 
 @dataclass(frozen=True)
 class Question(Record):
-    """A multiple-choice question.
-
-    The last five fields are what only a testbed knows; real benchmarks leave them empty.
-    """
+    """A multiple-choice question; the last five fields are what only the testbed knows."""
 
     id: str
     dataset: str
@@ -52,10 +55,8 @@ class Question(Record):
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.options) <= len(LETTERS) or not 0 <= self.answer < len(self.options):
-            raise DataError(
-                f"question {self.id}: needs 2 to {len(LETTERS)} options and an answer among them, "
-                f"has {len(self.options)} options and answer index {self.answer}"
-            )
+            wanted = f"needs 2 to {len(LETTERS)} options and an answer among them"
+            raise DataError(f"question {self.id}: {wanted}, has {len(self.options)} and index {self.answer}")
         if UNWRITABLE.search("".join((self.stem, *self.options))):
             raise DataError(f"question {self.id}: holds NUL or half a character; mend or delete its row")
 
@@ -102,8 +103,9 @@ class Prediction(Record):
     subset: str
     scene: str
     method: str
-    scoring: str  # one of params.SCORINGS, "acc", "acc_bytes", or the condition of an audit
+    scoring: str  # one of params.SCORINGS, or the condition of an audit
     gold: int
+    options: int  # how many there were
     stereotype: int | None
     predicted: int  # index of the option answered
     text: str
@@ -114,20 +116,14 @@ R = TypeVar("R", bound=Record)
 
 
 def options_text(options: Iterable[str]) -> str:
-    """Return "Options: first; second; …", the one way options are written.
-
-    They carry no letters: in our runs a 135M student that named the right option's text almost
-    always still chose its letter at chance after the few hundred steps of a study.
-    """
+    """Return "Options: first; second; …", the one way options are written."""
+    # without letters: small students that name the right text still choose its letter at chance (our runs)
     return f"Options: {'; '.join(options)}"
 
 
 def prompt_text(question: Question, strategy: str = "") -> str:
-    """Return the student's input q, o, st: the stem, the options, the strategy token if any.
-
-    The text ends without a space; every target begins with one, so that byte-pair tokenizers
-    see the same tokens whether prompt and target are encoded together or apart.
-    """
+    """Return the student's input q, o, st: the stem, the options, the strategy token if any."""
+    # no space at the end: targets begin with it, so that both give the same tokens together and apart
     return "\n".join([question.stem, options_text(question.options), strategy or "Answer:"])
 
 
@@ -136,50 +132,94 @@ def answer_text(options: tuple[str, ...], answer: int) -> str:
     return f"{ENDING} {options[answer]}."
 
 
-def read_answer(text: str, options: tuple[str, ...]) -> int | None:
-    """Return the option that a generated text settles on, or None if none can be read.
-
-    Only what follows the last "answer is" counts, and it must be an option's text, whole. A
-    teacher may put a letter before it, "(B) barn", or write the letter alone. Nothing else is
-    searched, so a rationale that merely mentions an option is unparsed.
-    """
-    said = re.match(r"\s*(?:\(([A-J])\))?\s*(.*)", text.rpartition("answer is")[2].partition("\n")[0])
-    if "answer is" not in text or said is None:
+def read_answer(text: str, options: Sequence[str]) -> int | None:
+    """Return the option that a text names after its last "answer is", by its words or its letter, or None."""
+    if "answer is" not in text:
         return None
-    letter, stated = said[1], said[2].strip(" .\"'*").lower()
-    named = [i for i, option in enumerate(options) if option.strip(" .\"'*").lower() == stated]
-    if not named and letter and not stated and LETTERS.index(letter) < len(options):
-        return LETTERS.index(letter)
-    return named[0] if len(named) == 1 else None
+    lines = text.rpartition("answer is")[2].split("\n")
+    most = max(len(option.split("\n")) for option in options)
+    for count in range(most, 0, -1):  # an option with line breaks may be copied with them
+        if (option := _named("\n".join(lines[:count]), options)) is not None:
+            return option
+    line = _open(lines[0])
+    if lettered := LETTERED.fullmatch(line):
+        return _named(lettered[1], options)
+    return next((i for i in range(len(options)) if LETTERS[i] == line), None)
+
+
+def _named(stated: str, options: Sequence[str]) -> int | None:
+    """Return the option that is stated: undressed, else also without open quotes, else in whatever case."""
+    keys = [option_key(option) for option in options]
+    for form in (bare, _open, lambda text: _open(text).casefold()):
+        said = {form(stated), form(stated.rstrip().removesuffix("."))} - {""}
+        fits = {key for option, key in zip(options, keys, strict=True) if form(option) in said}
+        if fits:
+            return keys.index(fits.pop()) if len(fits) == 1 else None
+    return None
+
+
+def bare(text: str) -> str:
+    """Return a text in Unicode's form NFKC, with single spaces, without the punctuation around it."""
+    text = " ".join(unicodedata.normalize("NFKC", text.translate(LOOKALIKES)).split())
+    while (inner := _undressed(text)) != text and any(map(str.isalnum, inner)):
+        text = inner
+    return text
+
+
+def _undressed(text: str) -> str:
+    """Return a text without one mark or pair of marks at its ends; ".5", "5!" and "5'" keep theirs."""
+    ends = text[:1] + text[-1:]
+    if ends in ('""', "''", "$$") or (ends in ("()", "[]") and ends[0] not in text[1:]):
+        return text[1:-1]
+    if text.endswith(tuple(".,;:?*_ ")) or (text.endswith("!") and not text.rstrip("!")[-1:].isdigit()):
+        return text[:-1]
+    if text.startswith(tuple(":*_ ")) or (text.startswith(".") and not text.lstrip(".")[:1].isdigit()):
+        return text[1:]
+    return text
+
+
+def _open(text: str) -> str:
+    """Return a text, `bare`, without quotes at its ends whose partners may stand before "answer is"."""
+    return bare(bare(text).strip("\"' "))
+
+
+def same_option(one: str, other: str) -> bool:
+    """Tell whether two options are equal, so that either of them answers for both."""
+    return option_key(one) == option_key(other)
+
+
+def option_key(option: str) -> str:
+    """Return what equal options share: their `bare` text, in lower case if longer than three characters."""
+    text = bare(option)  # short words keep their case, which tells genotypes apart: "WW only", "Ww only"
+    return text if len(text) <= 3 else " ".join(w if len(w) < 3 else w.casefold() for w in text.split())
+
+
+def jsonl_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file that hold something, numbered from 1, without byte order marks."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if row := line.removeprefix(codecs.BOM_UTF8).strip():
+                yield number, row
 
 
 def read_jsonl(path: Path, kind: type[R]) -> list[R]:
-    """Read a JSON Lines file of `kind` records.
-
-    Raises:
-        DataError: the file is missing, or a line is no valid record (says which line and why).
-    """
+    """Read a JSON Lines file of `kind` records; a DataError says which line is none, and why."""
     if not path.is_file():
         raise DataError(f"{path} is missing; run the stage that makes it")
     records: list[R] = []
     read = TypeAdapter(kind).validate_json
-    with path.open("rb") as lines:  # so that bytes that are no text are told with their line, too
-        for number, line in enumerate(lines, 1):
-            try:
-                records.append(read(line))
-            except (ValidationError, DataError) as error:
-                reason = first_fault(error) if isinstance(error, ValidationError) else error
-                raise DataError(
-                    f"{path}, line {number}: no valid {kind.__name__} ({reason}); mend or delete the line"
-                ) from error
+    for number, line in jsonl_lines(path):
+        try:
+            records.append(read(line))
+        except (ValidationError, DataError) as error:
+            reason = first_fault(error) if isinstance(error, ValidationError) else error
+            fault = f"no valid {kind.__name__} ({reason}); mend or delete the line"
+            raise DataError(f"{path}, line {number}: {fault}") from error
     return records
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> int:
     """Write records as JSON Lines and return how many there were."""
-    count = 0
-    with path.open("w", encoding="utf-8") as out:
-        for record in records:
-            out.write(json.dumps(record.to_json(), ensure_ascii=False, sort_keys=True) + "\n")
-            count += 1
-    return count
+    lines = [json.dumps(record.to_json(), ensure_ascii=False, sort_keys=True) + "\n" for record in records]
+    path.write_text("".join(lines), encoding="utf-8")
+    return len(lines)

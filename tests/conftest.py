@@ -31,6 +31,7 @@ def small_params(tmp_path: Path) -> Params:
         frozen_layers=0,
         counterfactuals_per_question=1,
         teacher_noise=0.1,
+        precision="fp32",
         max_new_tokens=8,
         max_new_tokens_elimination=12,
         audit_questions=4,

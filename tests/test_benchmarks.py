@@ -3,12 +3,15 @@
 import json
 import re
 import tracemalloc
+from unittest.mock import Mock
 
+import pandas
 import pytest
 from studies import TEST_DATA
 
 from cfdistill import data
-from cfdistill.data import benchmark
+from cfdistill.data import benchmarks
+from cfdistill.data.benchmarks import BENCHMARKS
 from cfdistill.errors import DataError
 from cfdistill.params import DATASETS, Params
 
@@ -17,262 +20,228 @@ LETTERED = [(label, f"thing {label}") for label in "ABCDEFGH"]
 
 
 def nested(number, choices, key):
-    """Return a row as CSQA, QASC, ARC and OpenBookQA publish it."""
-    options = [{"text": text, "label": label} for label, text in choices]
-    return {
-        "id": f"row{number}",
-        "question": {"stem": f" Which one is {number}? ", "choices": options},
-        "answerKey": key,
-    }
+    asked = {"stem": f" Which one is {number}? ", "choices": [{"label": a, "text": b} for a, b in choices]}
+    return {"id": f"row{number}", "question": asked, "answerKey": key}
 
 
 def quarel(number, index):
-    return {
-        "question": f"Eli ran {number} miles. He was (A) slower (B) faster than Ann.",
-        "answer_index": index,
-    }
+    return {"question": f"Eli ran {number} miles. He was (A) slower (B) faster.", "answer_index": index}
 
 
-ROWS = {
-    "csqa": [nested(i, reversed(LETTERED[:5]), "B") for i in range(60)],  # out of order, as a file may be
-    "qasc": [nested(i, LETTERED, "H") for i in range(60)],
-    "arc-challenge": [nested(0, NUMBERED, "3"), nested(1, LETTERED[:3], "A"), nested(2, LETTERED[:5], "E")],
-    "arc-easy": [nested(0, LETTERED[:4], "D"), nested(1, NUMBERED[:3], "1")],
-    "openbookqa": [nested(i, LETTERED[:4], "C") for i in range(3)],
-    "quarel": [quarel(0, 0), quarel(1, 1)],
-    "user": [{"id": "mine", "stem": "Is it?", "options": ["no", "yes"], "answer": 1}],
-}
-ROWS["arc-challenge-dev"] = ROWS["arc-challenge"]
-RIGHT = {
-    "csqa": ["thing B"],
-    "qasc": ["thing H"],
-    "arc-challenge": ["a cloud", "thing A", "thing E"],
-    "arc-challenge-dev": ["a cloud", "thing A", "thing E"],
-    "arc-easy": ["thing D", "a rock"],
-    "openbookqa": ["thing C"],
-    "quarel": ["slower", "faster than Ann."],
-    "user": ["yes"],
+MINE = {"id": "mine", "stem": "Is it?", "options": ["no", "yes"], "answer": 1}
+ARC = [nested(0, NUMBERED, "3"), nested(1, LETTERED[:3], "A"), nested(2, LETTERED[:5], "E")]
+ROWS = {  # with the right options' texts
+    "csqa": ([nested(i, reversed(LETTERED[:5]), "B") for i in range(60)], ["thing B"] * 60),
+    "qasc": ([nested(i, LETTERED, "H") for i in range(60)], ["thing H"] * 60),
+    **dict.fromkeys(("arc-challenge", "arc-challenge-dev"), (ARC, ["a cloud", "thing A", "thing E"])),
+    "arc-easy": ([nested(0, LETTERED[:4], "D"), nested(1, NUMBERED[:3], "1")], ["thing D", "a rock"]),
+    "openbookqa": ([nested(i, LETTERED[:4], "C") for i in range(3)], ["thing C"] * 3),
+    "quarel": ([quarel(0, 0), quarel(1, 1)], ["slower", "faster."]),
+    "user": ([MINE], ["yes"]),
 }
 
 
 def write(folder, name, rows=None, end="\n"):
     """Write all files of a benchmark and return parameters that read them whole."""
-    info = data.BENCHMARKS[name]
-    (folder / info.folder).mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row) if isinstance(row, dict) else row for row in (rows or ROWS[name])]
-    for source in info.sources.values():
-        (folder / info.folder / source.file).write_text("\n".join(lines) + end, encoding="utf-8")
-    return whole(folder)
+    place = folder / BENCHMARKS[name]["folder"]
+    place.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row) if isinstance(row, dict) else row for row in (rows or ROWS[name][0])]
+    for file, *_ in BENCHMARKS[name]["sources"].values():
+        (place / file).write_text("\n".join(lines) + end, encoding="utf-8")
+    return whole(folder, train_dataset=name)
 
 
 def whole(root, **more):
-    most = dict.fromkeys(("train_questions", "validation_questions", "test_questions"), 10**6)
-    return Params(data_root=str(root), run_root=f"{root}/runs", **most, **more)
+    return Params(data_root=str(root), **dict.fromkeys(benchmarks.LIMITS.values(), 10**6), **more)
 
 
-def test_every_data_set_has_a_loader():
-    assert set(DATASETS) == {*data.BENCHMARKS, *(d for d in DATASETS if d.startswith("weasel-"))}
+def test_every_data_set_has_a_loader_and_a_pinned_revision():
+    assert set(DATASETS) - set(BENCHMARKS) == {name for name in DATASETS if name.startswith("weasel-")}
+    assert all(re.fullmatch("[^@]+/[^@]+@[0-9a-f]{40}|", entry["hub"]) for entry in BENCHMARKS.values())
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_become_questions(tmp_path, name):
     params = write(tmp_path, name)
     questions = data.load(name, "test", params)
-    assert len(questions) == len(ROWS[name])
-    assert [q.options[q.answer] for q in questions[: len(RIGHT[name])]] == RIGHT[name]
-    assert all(q.stem == q.stem.strip() and q.dataset == name for q in questions)
-    assert data.load(name, "train", Params(data_root=str(tmp_path), train_questions=1)) == data.load(
-        name, "train", params
-    )[:1]  # fmt: skip
+    assert [q.options[q.answer] for q in questions] == ROWS[name][1]
+    assert all((q.dataset, q.split, q.stem.strip("(A) ")) == (name, "test", q.stem) for q in questions)
+    train, held_out = ({q.id for q in data.load(name, split, params)} for split in ("train", "validation"))
+    if name in ("csqa", "qasc"):  # a fixed tenth of train
+        assert 0 < len(held_out) < 15
+        assert len(train) + len(held_out) == len(train | held_out) == 60
 
 
-def test_options_of_quarel_are_taken_out_of_the_text(tmp_path):
-    question = data.load("quarel", "train", write(tmp_path, "quarel"))[0]
-    assert question.stem == "Eli ran 0 miles. He was"
-    assert question.options == ("slower", "faster than Ann.")
-    assert question.id == "train-1"
+def test_labels_may_be_numbers_and_give_the_order(tmp_path):
+    some = [(LETTERED[:5], "B"), (NUMBERED, 2), (list(enumerate(["one", "two"], 1)), "2")]
+    for choices, key in (*some, (list(enumerate("abcdefghij", 1)), 2)):  # in which "10" comes last
+        params = write(tmp_path, "arc-easy", [nested(0, reversed(choices), key)])
+        (question,) = data.load("arc-easy", "test", params)
+        assert (question.options, question.answer) == (tuple(text for _, text in choices), 1)
 
 
-@pytest.mark.parametrize("name", ["csqa", "qasc"])
-def test_without_a_validation_file_a_fixed_tenth_of_train_is_held_out(tmp_path, name):
-    params = write(tmp_path, name)
-    train, held_out = ({q.id for q in data.load(name, s, params)} for s in ("train", "validation"))
-    assert train.isdisjoint(held_out)
-    assert len(train | held_out) == len(ROWS[name])
-    assert 0 < len(held_out) < 15
+def test_ids_marks_and_line_ends(tmp_path):
+    rows = [MINE | {"id": None}, {k: v for k, v in MINE.items() if k != "id"}, MINE | {"id": 7}]
+    params, path = write(tmp_path, "user", rows), tmp_path / "user" / "test.jsonl"
+    assert [q.id for q in data.load("user", "test", params)] == ["test-1", "test-2", "7"]
+    path.write_bytes(b"\xef\xbb\xbf\r\n  \r\n" + b"\r\n\r\n".join(path.read_bytes().splitlines()) + b"\r\n")
+    assert [q.id for q in data.load("user", "test", params)] == ["test-3", "test-5", "7"]
+    assert data.survey("user", params)[0]["labels 1, 2, …"] == 0
 
 
 GOOD = nested(1, LETTERED[:5], "B")
-BAD = {
-    "malformed": ['{"id": ', '{"id": "x"}', '["no", "object"]', nested(2, LETTERED[:5], "Z"), "7",
-                  nested(3, [("A", "one")], "A"), nested(4, [("A", "one"), ("A", "two")], "A"),
-                  nested(5, [("A", ""), ("B", "two")], "B")],
-    "unlabeled": [nested(6, LETTERED[:5], ""), {k: v for k, v in GOOD.items() if k != "answerKey"}],
-    "longer than 8000 characters": [nested(7, [("A", "x" * 9000), ("B", "y")], "A")],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("reason", "row"), [(reason, row) for reason in BAD for row in BAD[reason]])
-def test_a_bad_row_is_named_with_its_line(tmp_path, reason, row):
-    params = write(tmp_path, "csqa", [GOOD, row])
-    with pytest.raises(
-        DataError, match=rf"dev_rand_split.jsonl: no CommonsenseQA rows: 1 {reason} \(first: line 2\)"
-    ):
-        data.load("csqa", "test", params)
-
-
-def test_all_kinds_of_bad_rows_are_counted_in_one_message(tmp_path):
-    rows = [GOOD, *(row for rows in BAD.values() for row in rows), '{"id": "cut o']
-    params = write(tmp_path, "csqa", rows, end="")
-    path = tmp_path / "csqa" / "dev_rand_split.jsonl"
-    path.write_bytes(b'{"id": "caf\xe9"}\n' + path.read_bytes())
-    with pytest.raises(DataError) as caught:
-        data.load("csqa", "test", params)
-    assert re.sub(r"\(first: line \d+\)", "", str(caught.value)).partition("rows: ")[2] == (
-        "1 not UTF-8 ; 8 malformed ; 2 unlabeled ; 1 longer than 8000 characters ; 1 truncated "
-        "; mend or delete them"
-    )
-    with pytest.raises(DataError, match="8 malformed"):  # also when the bad rows lie behind those wanted
-        data.build("csqa", params.model_copy(update={"test_questions": 1, "train_questions": 1}))
-
-
-@pytest.mark.parametrize(
-    ("name", "row", "said"),
-    [
-        ("quarel", {"question": "Is it warm?", "answer_index": 0}, "1 without options in the text"),
-        ("quarel", quarel(1, 2), "1 malformed"),
-        ("quarel", quarel(1, None), "1 unlabeled"),
-        ("user", ROWS["user"][0] | {"answer": 2}, "1 with an answer that is no option's index"),
-        ("user", ROWS["user"][0] | {"answer": None}, "1 unlabeled"),
-    ],
-)
-def test_what_only_some_files_can_get_wrong(tmp_path, name, row, said):
-    with pytest.raises(DataError, match=said):
-        data.load(name, "test", write(tmp_path, name, [*ROWS[name], row]))
-
-
-def test_odd_rows_and_missing_ones_are_counted(tmp_path):
-    twice = [*ROWS["arc-challenge"], nested(2, LETTERED[:5], "E") | {"id": "again"},
-             nested(9, [("A", "same"), ("B", "Same "), ("C", "other")], "C")]  # fmt: skip
-    train, dev, _ = data.survey("arc-challenge", write(tmp_path, "arc-challenge", twice))
-    expected = {"rows": 5, "official": 1119, "missing": 1114, "labels 1, 2, …": 1, "3 options": 2,
-                "5 options": 2, "two equal options": 1, "asked twice": 1, "also in train": 0}  # fmt: skip
-    assert train == {"file": "ARC-Challenge-Train.jsonl", **expected}
-    assert dev["also in train"] == 5
-    made = data.build("arc-challenge", whole(tmp_path))
-    assert made.manifest()["notes"]["files"][0] == train
-
-
-# The official files, where they are
-OFFICIAL = TEST_DATA / "benchmarks"
-SPLITS = [
-    ("csqa", ("train", "validation"), "train_rand_split.jsonl", 9741),
-    ("qasc", ("train", "validation"), "train.jsonl", 8134),
-    ("arc-challenge", ("train",), "ARC-Challenge-Train.jsonl", 1119),
-    ("arc-challenge", ("validation",), "ARC-Challenge-Dev.jsonl", 299),
-    ("arc-easy", ("train",), "ARC-Easy-Train.jsonl", 2251),
-    ("arc-easy", ("validation",), "ARC-Easy-Dev.jsonl", 570),
-    ("quarel", ("train",), "train.jsonl", 1941),
-    ("quarel", ("validation",), "dev.jsonl", 278),
-    ("openbookqa", ("train",), "train.jsonl", 4957),
-    ("openbookqa", ("test",), "test.jsonl", 500),
+FLAT = {"question": "?", "answerKey": "A"}
+UNUSABLE = [(LETTERED[:5], "Z"), ([("A", "one")], "A"), ([("A", "one"), ("A", "two")], "A"),
+            ([("A", ""), ("B", "two")], "B"), ([(True, "1"), (False, "2")], True)]  # fmt: skip
+LINES = ('{"id": ', '{"id": "x"}', '["a"]', "7", '{"id": ' + "9" * 5000 + "}")
+COLUMNS = ({"label": "AB", "text": "ab"}, {"label": ["A"], "text": ["a", "b"]})
+MALFORMED = [*LINES, *(nested(2, *own) for own in UNUSABLE), *(FLAT | {"choices": own} for own in COLUMNS)]
+BAD = [  # rows of CSQA
+    *[("malformed", row) for row in MALFORMED],
+    *[("unlabeled", row) for row in (nested(6, LETTERED[:5], ""), {k: GOOD[k] for k in ("id", "question")})],
+    ("longer than 8000 characters", nested(7, [("A", "x" * 9000), ("B", "y")], "A")),
+    ("with NUL or half a character", nested(8, [("A", "x\0"), ("B", "y")], "A")),
+    ("with NUL or half a character", GOOD | {"id": "\ud800"}),
+]
+ODD = [
+    ("quarel", {"question": "Is it warm?", "answer_index": 0}, "without options in the text"),
+    *[("quarel", quarel(1, index), reason) for index, reason in ((2, "malformed"), (None, "unlabeled"))],
+    ("user", MINE | {"answer": 2}, "with an answer that is no option's index"),
+    *[("user", MINE | {"answer": None}, "unlabeled"), ("user", MINE | {"options": "yes"}, "malformed")],
 ]
 
 
-@pytest.mark.parametrize(("name", "splits", "file", "official"), SPLITS)
-def test_official_files_hold_their_rows_or_the_missing_are_told(name, splits, file, official):
-    path = OFFICIAL / data.BENCHMARKS[name].folder / file
-    if not path.is_file():
-        pytest.skip(f"{path} is not there; CFDISTILL_TEST_DATA names another folder")
-    questions = [q for split in splits for q in data.load(name, split, whole(OFFICIAL))]
-    (told,) = [facts for facts in data.survey(name, whole(OFFICIAL)) if facts["file"] == file]
+@pytest.mark.parametrize(("name", "row", "reason"), [*ODD, *(("csqa", row, reason) for reason, row in BAD)])
+def test_a_bad_row_is_named_with_its_line(tmp_path, name, row, reason):
+    params = write(tmp_path, name, [ROWS[name][0][0], "", row])
+    with pytest.raises(DataError, match=rf"\.jsonl: no rows of {name}: 1 {reason} \(first: line 3\)"):
+        data.load(name, "test", params)
+
+
+def test_all_kinds_of_bad_rows_are_counted_in_one_message(tmp_path):
+    params = write(tmp_path, "csqa", [GOOD, *(row for _, row in BAD)], end="")
+    path = tmp_path / "csqa" / "dev_rand_split.jsonl"
+    path.write_bytes(b'{"id": "caf\xe9"}\n' + path.read_bytes())
+    counts = "1 not UTF-8; 12 malformed; 2 unlabeled; 1 longer than 8000 characters; 2 with NUL or half a"
+    few = params.model_copy(update={"test_questions": 1})  # the bad rows lie behind those wanted
+    for call in (lambda: data.load("csqa", "test", params), lambda: benchmarks.survey("csqa", ["test"], few)):
+        with pytest.raises(DataError) as raised:
+            call()
+        told = re.sub(r" \(first: line \d+\)", "", str(raised.value)).partition("csqa: ")[2]
+        assert told == f"{counts} character; mend or delete them"
+
+
+def test_odd_rows_and_missing_ones_are_counted(tmp_path):
+    same = [("Same", "same. ", "other"), ("“on it”", "on  it", "other"), ("Tt", "TT", "tt", "!")]
+    rows = [nested(9 + i, zip("ABCD", texts, strict=False), "CAA"[i]) for i, texts in enumerate(same)]
+    odd = [*ARC, ARC[2] | {"id": "again"}, *rows]
+    train, dev, _ = data.survey("arc-challenge", write(tmp_path, "arc-challenge", odd))
+    expected = {"rows": 7, "official": 1119, "missing": 1112, "labels 1, 2, …": 1, "3 options": 3,
+                "5 options": 2, "two equal options": 2, "right option twice": 1, "asked twice": 1,
+                "also in train": 0}  # fmt: skip
+    assert train == {"file": "ARC-Challenge-Train.jsonl", **expected}
+    assert dev["also in train"] == 7
+
+
+def test_the_dev_file_cannot_choose_and_test(tmp_path):
+    params = write(tmp_path, "arc-challenge")
+    chosen_by = data.load("arc-challenge", "validation", params)
+    with pytest.raises(DataError, match="arc-challenge-dev: 3 of 3 test questions are also trained or"):
+        data.check_overlap("arc-challenge-dev", chosen_by, data.load("arc-challenge-dev", "test", params))
+
+
+OFFICIAL = {  # by file: its data set, those of its splits that are used, rows, right options that stand twice
+    "train_rand_split.jsonl": ("csqa", "train validation", 9741, 42),
+    "train.jsonl": ("qasc", "train validation", 8134, 20),
+    "ARC-Challenge-Dev.jsonl": ("arc-challenge", "validation", 299, 0),
+    "ARC-Easy-Train.jsonl": ("arc-easy", "train", 2251, 0),
+    "./train.jsonl": ("quarel", "train", 1941, 0),
+}
+
+
+@pytest.mark.parametrize("file", OFFICIAL)
+def test_official_files_hold_their_rows_or_the_missing_are_told(file):
+    (name, used, official, twice), params = OFFICIAL[file], whole(TEST_DATA / "benchmarks")
+    if not (TEST_DATA / "benchmarks" / BENCHMARKS[name]["folder"] / file).is_file():
+        pytest.skip(f"{file} is not there; CFDISTILL_TEST_DATA names another folder")
+    questions = [q for split in used.split() for q in data.load(name, split, params)]
+    (told,) = benchmarks.survey(name, used.split(), params)
     assert len(questions) == len({q.id for q in questions}) == told["rows"] == official - told["missing"]
-    assert told["missing"] == (11 if (name, file) == ("quarel", "train.jsonl") else 0)
+    assert (told["missing"], told["right option twice"]) == (11 if name == "quarel" else 0, twice)
 
 
-def test_streaming_holds_no_more_memory_for_more_rows(tmp_path):
-    peaks = []
-    for rows in (200, 4000):
-        write(tmp_path, "user", [ROWS["user"][0] | {"id": f"q{i}"} for i in range(rows)])
+@pytest.mark.parametrize("data_seed", [0, 1])
+def test_reading_holds_no_more_memory_for_more_rows(tmp_path, data_seed):
+    params, peaks = Params(data_root=str(tmp_path), data_seed=data_seed, test_questions=5), []
+    for count in (200, 4000):
+        write(tmp_path, "user", [MINE | {"id": f"q{i}"} for i in range(count)])
         tracemalloc.start()
-        assert (
-            sum(1 for _ in benchmark.stream(data.BENCHMARKS["user"], "user", "test", whole(tmp_path))) == rows
-        )
+        assert len(data.load("user", "test", params)) == 5
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 500_000  # bytes; 4000 questions held at once take millions
 
 
 # The hub: a local repository, laid out as the hub's parquet conversions are
-FLAT = {"label": ["A", "B", "C"], "text": ["one", "two", "three"]}
+CHOICES = {"choices": {"label": ["A", "B", "C"], "text": ["one", "two", "three"]}, "answerKey": "B"}
 HUB_ROWS = {
-    "csqa": {"id": "h", "question": "Which?", "question_concept": "it", "choices": FLAT, "answerKey": "B"},
-    "qasc": {"id": "h", "question": "Which?", "choices": FLAT, "answerKey": "B", "fact1": "", "fact2": ""},
-    "arc-easy": {"id": "h", "question": "Which?", "choices": FLAT, "answerKey": "B"},
-    "openbookqa": {"id": "h", "question_stem": "Which?", "choices": FLAT, "answerKey": "B"},
-    "quarel": {
-        "id": "h",
-        "question": "Which? (A) one (B) two",
-        "answer_index": 1,
-        "world_literals": {"a": [""]},
-    },
+    "csqa": {"question": "Which?", "question_concept": "it", **CHOICES},
+    "openbookqa": {"question_stem": "Which?", **CHOICES},
+    "quarel": {"question": "Which? (A) one (B) two", "answer_index": 1, "world_literals": {"a": [""]}},
 }
 
 
-def hub_clone(folder, name):
-    """Write a repository of parquet files, one per split, in its configuration's folder if it has one."""
-    import pandas
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Return parameters of a hub that is nothing but clones under tmp_path."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return whole(tmp_path, data_source="hub")
 
-    info = data.BENCHMARKS[name]
-    repository, _, configuration = info.hub
-    place = folder / "hub" / repository / (configuration or "data")
+
+def write_clone(folder, name):
+    config = BENCHMARKS[name]["configuration"]
+    place = folder / "hub" / BENCHMARKS[name]["hub"].partition("@")[0] / (config or "data")
     place.mkdir(parents=True)
-    for split in ("train", "validation", "test"):
-        rows = [HUB_ROWS[name] | {"id": f"{split}{i}"} for i in range(40)]
-        if split == "test" and name in ("csqa", "qasc"):  # whose test labels are hidden
-            rows = [row | {"answerKey": ""} for row in rows]
+    for split in benchmarks.LIMITS:
+        hidden = {"answerKey": ""} if (name, split) == ("csqa", "test") else {}
+        rows = [HUB_ROWS[name] | {"id": f"{split}{i}"} | hidden for i in range(40)]
         pandas.DataFrame(rows).to_parquet(place / f"{split}-00000-of-00001.parquet")
-    if configuration:
-        head = f"configs:\n- config_name: {configuration}\n  data_files:\n"
-        files = "".join(
-            f"  - split: {s}\n    path: {configuration}/{s}-*\n" for s in ("train", "validation", "test")
-        )
-        (place.parent / "README.md").write_text(f"---\n{head}{files}---\n")
+    if config:
+        files = [{"split": split, "path": f"{config}/{split}-*"} for split in benchmarks.LIMITS]
+        head = json.dumps({"configs": [{"config_name": config, "data_files": files}]})
+        (place.parent / "README.md").write_text(f"---\n{head}\n---\n")
+    return place
 
 
 @pytest.mark.parametrize("name", HUB_ROWS)
-def test_the_hub_gives_the_same_questions(tmp_path, monkeypatch, name):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    hub_clone(tmp_path, name)
-    params = whole(tmp_path, data_source="hub")
-    tested = data.load(name, "test", params)
-    expected = "validation" if name in ("csqa", "qasc") else "test"
-    assert [q.id for q in tested] == [f"{expected}{i}" for i in range(40)]
-    assert tested[0].stem == "Which?"
-    assert tested[0].options[tested[0].answer] == "two"
-    train, held_out = (data.load(name, split, params) for split in ("train", "validation"))
-    assert {q.id for q in train}.isdisjoint(q.id for q in held_out)
-    assert data.survey(name, params)[0]["rows"] == 40
+def test_the_hub_gives_the_same_questions_and_a_clone_is_never_stale(tmp_path, hub, name):
+    place, facts, tested = write_clone(tmp_path, name), data.facts(name, hub), data.load(name, "test", hub)
+    split = BENCHMARKS[name]["sources"]["test"][1]
+    assert [q.id for q in tested] == [f"{split}{i}" for i in range(40)]
+    assert (tested[0].stem, tested[0].options[tested[0].answer]) == ("Which?", "two")
+    assert data.load(name, "train", hub) != data.load(name, "validation", hub)
+    assert data.survey(name, hub)[0]["rows"] == 40
+    (place / ".gitattributes").write_text("no data")
+    assert data.facts(name, hub) == facts
+    (place / f"{split}-00000-of-00001.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert data.facts(name, hub) != facts
+    with pytest.raises(DataError, match=r"-00001\.parquet is a git-lfs pointer: run `git lfs pull`"):
+        data.load(name, "test", hub)
 
 
-def test_hub_repositories_are_pinned_and_a_failing_one_is_one_sentence(tmp_path, monkeypatch):
-    import datasets
-
-    for info in data.BENCHMARKS.values():
-        assert info.hub is None or re.fullmatch("[0-9a-f]{40}", info.hub[1])
-    with pytest.raises(DataError, match="user's questions come from files"):
-        data.load("user", "test", whole(tmp_path, data_source="hub"))
-    asked = []
-
-    def unreachable(*args, **kwargs):
-        asked.append((args, kwargs))
-        raise ConnectionError("no network\nat all")
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(
-        DataError, match=r"tau/commonsense_qa cannot be loaded from the hub \(no network at all\)"
-    ):
-        data.load("csqa", "test", whole(tmp_path, data_source="hub"))
-    assert asked[0][1]["revision"] == data.BENCHMARKS["csqa"].hub[1]
-    assert "trust_remote_code" not in asked[0][1]
+def test_a_hub_that_gives_no_rows_is_one_sentence(tmp_path, hub, monkeypatch):
+    with pytest.raises(DataError, match="questions of user come from files"):
+        data.facts("user", hub)
+    repository, revision = BENCHMARKS["csqa"]["hub"].split("@")
+    assert data.facts("csqa", hub)["hub"] == f"{repository}@{revision}"
+    (tmp_path / "hub" / "allenai" / "qasc").mkdir(parents=True)
+    (tmp_path / "hub" / "allenai" / "qasc" / "qasc.py").write_text("raise SystemExit('this is run')\n")
+    with pytest.raises(DataError, match=r"qasc cannot be loaded \(Dataset scripts are no longer supported"):
+        data.load("qasc", "test", hub)
+    load_dataset = Mock(side_effect=ConnectionError("no network\nat all"))
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"tau/commonsense_qa cannot be loaded \(no network at all\)"):
+        data.load("csqa", "test", hub)
+    asked = {"split": "validation", "revision": revision, "streaming": False}  # and no code of others
+    load_dataset.assert_called_once_with(repository, None, **asked)

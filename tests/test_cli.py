@@ -2,36 +2,40 @@
 
 import asyncio
 import gc
+import json
 import logging
+import os
+import re
+import shlex
 import subprocess
 import sys
-import time
 import warnings
 
 import papermill
 import pytest
 
-from cfdistill import runner, runs
+from cfdistill import files
 from cfdistill.cli import main
 from cfdistill.params import Params
+from cfdistill.study import results, run
 
-SMOKE = str(runs.project_root() / "params" / "smoke.yaml")
+SMOKE = files.project_root() / "params" / "smoke.yaml"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "params/none.yaml"], "params/none.yaml does not exist"),
-        (["run", SMOKE, "-p", "epoch", "3"], "unknown parameter epoch"),
-        (["run", SMOKE, "-p", "seed", "one"], "seed: Input should be a valid integer"),
-        (["run", SMOKE, "-p", "train_dataset", "squad"], "train_dataset: unknown squad"),
-        (["run", SMOKE, "-p", "methods", "dpo"], "methods: unknown dpo"),
-        (["run", SMOKE, "--only", "08"], "--only 08: no such notebook"),
-        (["run", SMOKE, "-p", "run_root", "/proc/none"], "cannot make /proc/none"),
+        ("run params/none.yaml", "params/none.yaml does not exist"),
+        ("run SMOKE -p epoch 3", "unknown parameter epoch; did you mean epochs?"),
+        ("run SMOKE --only 08", "--only 08: no such notebook"),
+        ("run SMOKE -p run_root /proc/none", "/proc/none"),
+        ("grid SMOKE", "a grid has `base: PROFILE.yaml` and `cells:`"),
+        ("ask SMOKE Where? --options barn", "a question needs two or more different options"),
+        ("figures results/none", "metrics.csv is missing"),
     ],
 )
 def test_bad_input_is_one_sentence(capsys, arguments, message):
-    assert main(arguments) == 1
+    assert main(arguments.replace("SMOKE", str(SMOKE)).split()) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
@@ -39,41 +43,12 @@ def test_bad_input_is_one_sentence(capsys, arguments, message):
 
 
 def test_missing_upstream_stage_stops_with_the_command_that_makes_it(tmp_path, capsys):
-    assert main(["run", SMOKE, "-p", "run_root", str(tmp_path), "--only", "03"]) == 1
+    assert main(["run", str(SMOKE), "-p", "run_root", str(tmp_path), "--only", "03"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: 03_rationale_generation: stage ")
-    assert "is missing" in error
-    assert "--only 0" in error
-    folder = runner.executed_folder(
-        Params.from_yaml(runs.project_root() / SMOKE, {"run_root": str(tmp_path)})
-    )
-    assert not (folder / "03_rationale_generation.ipynb").exists()
-    assert (folder / "03_rationale_generation.unfinished.ipynb").is_file()
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ('{"id": "x"', "no CommonsenseQA rows: 1 truncated (first: line 1)"),
-        ("", "csqa: split 'train' is empty"),
-    ],
-)
-def test_bad_benchmark_files_stop_the_run_with_one_sentence(tmp_path, capsys, rows, message):
-    (tmp_path / "csqa").mkdir()
-    for name in ("train_rand_split.jsonl", "dev_rand_split.jsonl"):
-        (tmp_path / "csqa" / name).write_text(rows)
-    given = {
-        "train_dataset": "csqa",
-        "test_datasets": "csqa",
-        "data_root": tmp_path,
-        "run_root": tmp_path / "runs",
-    }
-    flags = [word for key, value in given.items() for word in ("-p", key, str(value))]
-    assert main(["run", SMOKE, *flags, "--only", "01"]) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: 01_data_preparation: ")
-    assert message in error
-    assert not list((tmp_path / "runs").rglob("manifest.json"))
+    assert error.startswith("error: 03_rationale_generation: stage data is missing")
+    assert "--only 01" in error
+    executed = [path.name for path in (tmp_path / "notebooks").glob("*/*.ipynb")]
+    assert executed == ["03_rationale_generation.unfinished.ipynb"]
 
 
 def test_a_stop_in_the_middle_of_a_cell_ends_with_its_own_sentence(tmp_path, capsys, caplog, monkeypatch):
@@ -93,9 +68,8 @@ def test_a_stop_in_the_middle_of_a_cell_ends_with_its_own_sentence(tmp_path, cap
         caplog.set_level(logging.DEBUG, name)  # and restored at the end
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("default")
-        code = main(["run", SMOKE, "-p", "run_root", str(tmp_path), "--only", "01"])
+        assert main(["run", str(SMOKE), "-p", "run_root", str(tmp_path), "--only", "01"]) == 130
         gc.collect()  # tells of a failed task whose end nobody awaited
-    assert code == 130
     assert warned == []
     assert [line.getMessage() for line in caplog.records if line.levelno >= logging.WARNING] == []
     assert capsys.readouterr().err.splitlines()[-1].startswith("stopped; what is finished is kept")
@@ -103,40 +77,86 @@ def test_a_stop_in_the_middle_of_a_cell_ends_with_its_own_sentence(tmp_path, cap
 
 def test_only_a_live_teacher_is_waited_for_after_a_stop():
     live = Params(teacher="live", teacher_timeout_s=60.0)
-    waits = {name[:2]: runner._patience(name, live) for name in runner.NOTEBOOKS}
+    waits = {name[:2]: run._patience(name, live) for name in run.NOTEBOOKS}
     waited = {name: config.KernelManager.shutdown_wait_time for name, config in waits.items() if config}
     assert waited == {"02": 130.0, "03": 130.0}
-    assert not any(runner._patience(name, Params()) for name in runner.NOTEBOOKS)
+    assert not any(run._patience(name, Params()) for name in run.NOTEBOOKS)
 
 
-def test_plain_papermill_commands_are_printed(tmp_path):
-    lines = runner.commands(runs.project_root() / SMOKE, {"seed": "1"}, ["04"])
-    [line] = lines
-    assert line.startswith("papermill ")
-    assert "04_training.ipynb" in line
-    assert line.endswith("-p seed 1")
+def test_the_papermill_commands_that_are_printed_pass_texts_as_texts(tmp_path):
+    overrides = {"profile": "2026", "seed": "1", "gather": "2025", "run_root": str(tmp_path / "a b")}
+    (line,) = run.commands(SMOKE, overrides, ["04"])
+    words = shlex.split(line)
+    assert words[0] == "papermill"
+    assert "04_training.ipynb" in words[1]
+    flags = {words[i + 1]: (words[i], words[i + 2]) for i, word in enumerate(words) if word in ("-r", "-p")}
+    assert flags == {name: ("-r", value) for name, value in overrides.items()}
 
 
 def test_a_study_without_counterfactuals_leaves_their_notebook_out():
     given = {"rationale_source": "file", "rationale_file": "some.jsonl", "methods": "ft,ft-cot"}
-    lines = runner.commands(runs.project_root() / SMOKE, given)
-    assert len(lines) == len(runner.NOTEBOOKS) - 1
-    assert "02_" not in " ".join(lines)
+    assert [line.split("/0")[1][0] for line in run.commands(SMOKE, given)] == list("134567")
+
+
+@pytest.mark.parametrize("place", ["JUPYTER_PATH", "JUPYTER_DATA_DIR"])
+def test_a_kernel_of_another_checkout_is_not_started(place, tmp_path, monkeypatch):
+    spec = tmp_path / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    argv = [sys.executable, "-c", "raise SystemExit('another checkout')", "{connection_file}"]
+    spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    monkeypatch.setenv(place, str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    before = dict(os.environ)
+    run.run(SMOKE, {"run_root": str(tmp_path / "runs")}, ["01"])
+    assert dict(os.environ) == before
+
+
+def test_a_second_run_of_the_same_results_says_who_makes_them_and_ends(tmp_path, capsys):
+    words = ["-p", "run_root", str(tmp_path / "runs"), "-p", "results_root", str(tmp_path / "results")]
+    params = Params.from_yaml(SMOKE, dict(zip(words[1::3], words[2::3], strict=True)))
+    with files.held(run.lock(params), results.folder(params)):
+        assert main(["run", str(SMOKE), *words]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path}/results/smoke")
+    assert f"is being made by process {os.getpid()} on " in error
 
 
 def test_doctor_says_what_will_be_used(capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-secret")
-    assert main(["doctor", SMOKE]) == 0
+    assert main(["doctor", str(SMOKE)]) == 0
     said = capsys.readouterr().out
-    for subject in ("versions", "processor", "precision", "student", "teacher", "disk", "code"):
-        assert f"{subject}  " in said
+    subjects = [line.split()[0] for line in said.splitlines()]
+    assert subjects == ["versions", "processor", "precision", "student", "teacher", "disk", "code"]
     assert "OPENAI_API_KEY set" in said
     assert "planted" not in said
 
 
 def test_import_is_fast_and_light():
-    code = "import sys, cfdistill; print(sorted({'torch', 'transformers', 'openai'} & set(sys.modules)))"
-    began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-    assert time.perf_counter() - began < 2  # 0.3 s on an idle machine
+    heavy = {"torch", "transformers", "datasets", "openai", "seaborn", "matplotlib", "pandas"}
+    code = "import sys, time; t = time.process_time(); import cfdistill.cli; print(time.process_time() - t)"
+    command = [sys.executable, "-c", f"{code}; print(*{heavy} & set(sys.modules))"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds, loaded = done.stdout.split("\n")[:2]
+    assert loaded == ""
+    assert float(seconds) < 0.3
+
+
+def test_the_teachers_answers_are_counted_moved_and_forecast(tmp_path, capsys):
+    recorded = str(files.project_root() / "cfdistill" / "teacher" / "recorded" / "offline.sqlite")
+    file, copy = str(tmp_path / "answers.jsonl"), str(tmp_path / "copy.sqlite")
+    assert main(["teacher", "stats", "--cache", recorded]) == 0
+    assert "negative" in capsys.readouterr().out
+    assert main(["teacher", "export-cache", "--cache", recorded, file]) == 0
+    assert main(["teacher", "import-cache", "--cache", copy, file]) == 0
+    count = len((tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+    assert f"{count} answers added" in capsys.readouterr().out
+    own = ["-p", "run_root", str(tmp_path / "runs")]
+    assert main(["teacher", "forecast", str(SMOKE), *own]) == 0
+    live, requests = ["-p", "teacher", "live"], str(tmp_path / "requests.jsonl")
+    assert main(["teacher", "batch-export", str(SMOKE), *own, *live, requests]) == 0
+    (tmp_path / "results.jsonl").write_text("")
+    assert main(["teacher", "batch-import", str(SMOKE), *own, *live, str(tmp_path / "results.jsonl")]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^mask +0 +12 ", told, re.MULTILINE)
+    assert "36 requests written" in told
+    assert "0 answers stored" in told

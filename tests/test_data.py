@@ -1,85 +1,111 @@
-"""Loading of benchmarks from files, and the `data` stage."""
-
 import json
+import shutil
 
 import pytest
 
 from cfdistill import data
-from cfdistill.errors import DataError, StageError
+from cfdistill.data import weasel
+from cfdistill.errors import DataError
 from cfdistill.params import Params
 from cfdistill.schema import Question
 
-
-def csqa_row(number, answer="B"):
-    labels = "EDCBA"  # out of order, as a file may have them
-    return {
-        "id": f"row{number}",
-        "answerKey": answer,
-        "question": {
-            "stem": f"Question {number}?",
-            "choices": [{"label": x, "text": f"text {x}"} for x in labels],
-        },
-    }
+SIZES = {"train_questions": 6, "validation_questions": 3, "test_questions": 9}
 
 
-def csqa_root(folder, rows):
-    (folder / "csqa").mkdir(parents=True)
-    for name in ("train_rand_split.jsonl", "dev_rand_split.jsonl"):
-        (folder / "csqa" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Params(
-        data_root=str(folder), run_root=str(folder / "runs"), train_dataset="csqa", test_datasets=["csqa"]
-    )
+def rows(start, count):
+    numbers = range(start, start + count)
+    return [{"id": f"q{i}", "stem": f"Which is {i}?", "options": ["a", "b"], "answer": 1} for i in numbers]
 
 
-def test_csqa_rows_become_questions(tmp_path):
-    params = csqa_root(tmp_path, [csqa_row(i) for i in range(200)])
-    question = data.load("csqa", "test", params)[0]
-    assert question.options == ("text A", "text B", "text C", "text D", "text E")
-    assert question.options[question.answer] == "text B"
-    assert len(data.load("csqa", "test", params)) == params.test_questions
-    train, validation = (data.load("csqa", split, params) for split in ("train", "validation"))
-    assert {q.id for q in train}.isdisjoint(q.id for q in validation)
-    assert len(train) == params.train_questions
+def user_files(folder, **others):
+    """Write the files of data set `user`; None leaves one out."""
+    (folder / "user").mkdir(parents=True, exist_ok=True)
+    usual = {"train": rows(0, 20), "validation": rows(100, 20), "test": rows(200, 20)}
+    for split, lines in (usual | others).items():
+        if lines is not None:
+            (folder / "user" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return Params(data_root=str(folder), train_dataset="user", test_datasets=["user"], **SIZES)
 
 
-def test_missing_file_and_empty_split_are_one_sentence(tmp_path):
-    with pytest.raises(DataError, match="is missing; put the official CommonsenseQA release files there"):
-        data.load("csqa", "train", Params(data_root=str(tmp_path / "none")))
-    with pytest.raises(DataError, match="split 'test' is empty"):
-        data.load("csqa", "test", csqa_root(tmp_path, []))
+def test_a_study_needs_all_of_what_it_trains_on_and_of_the_rest_the_tests():
+    def splits(name, trained):
+        return " ".join(data.splits(name, Params(train_dataset=trained)))
+
+    every = " ".join(weasel.REACHING)
+    assert [splits("weasel-science", name) for name in ("csqa", "weasel-science")] == ["new", every]
+    assert [splits("csqa", name) for name in ("csqa", "weasel-science")] == ["train validation test", "test"]
 
 
-def test_stage_holds_every_split_and_is_reused(small_params):
-    made = data.build("weasel-commonsense", small_params)
-    manifest = made.manifest()
-    assert manifest["status"] == "complete"
-    assert manifest["outputs"]["questions.train.jsonl"]["rows"] == small_params.train_questions
-    assert data.questions("weasel-commonsense", "shift", small_params) == data.load(
-        "weasel-commonsense", "shift", small_params
-    )
-    before = (made.path / "manifest.json").stat().st_mtime_ns
-    assert data.build("weasel-commonsense", small_params).path == made.path
-    assert (made.path / "manifest.json").stat().st_mtime_ns == before
+def test_what_is_only_tested_on_needs_no_other_files(tmp_path):
+    params = user_files(tmp_path, train=None, validation=None)
+    elsewhere = params.model_copy(update={"train_dataset": "weasel-commonsense"})
+    assert len(data.load("user", "test", elsewhere)) == 9
+    assert set(data.facts("user", elsewhere)["files"]) == {"test.jsonl"}
+    (counted,) = data.survey("user", elsewhere)
+    assert (counted["rows"], "also in train" in counted) == (20, False)  # that nobody can know
+    with pytest.raises(DataError, match=r"train\.jsonl is missing; put the official release files of user"):
+        data.facts("user", params)
 
 
-def test_corrupted_stage_is_refused(small_params):
-    made = data.build("weasel-commonsense", small_params)
-    file = made.path / "questions.id.jsonl"
-    file.write_text(file.read_text()[:-30])
-    with pytest.raises(StageError, match=r"questions.id.jsonl was changed or lost after the stage finished"):
-        data.build("weasel-commonsense", small_params)
-    with pytest.raises(DataError, match=r"questions.id.jsonl, line 8: no valid Question"):
-        made.read("questions.id.jsonl", Question)
+# What reaches the questions, and nothing else, is in the facts
+CHANGES = {"data_seed": 1, "train_scenes": 50, "train_questions": 40, "validation_questions": 20, "seed": 1}
+CHANGES |= {"new_questions": 20, "test_questions": 70, "spurious_rate": 0.5, "data_source": "hub"}
+CHANGES |= {"data_root": "elsewhere"}
 
 
-def test_foreign_testbeds_are_tested_on_new_scenes_only():
-    params = Params()
-    assert data.test_splits("weasel-commonsense", params) == ("id", "shift", "new")
-    assert data.test_splits("weasel-science", params) == ("new",)
-    assert data.test_splits("csqa", params) == ("test",)
+@pytest.mark.parametrize("trained", ["weasel-science", "weasel-commonsense"])
+@pytest.mark.parametrize("changed", CHANGES)
+def test_facts_differ_where_questions_do(trained, changed):
+    name, before = "weasel-science", Params(train_dataset=trained)
+    both = before, before.model_copy(update={changed: CHANGES[changed]})
+    one, other = ([data.load(name, split, p) for split in data.splits(name, p)] for p in both)
+    assert (data.facts(name, both[0]) != data.facts(name, both[1])) == (one != other)
 
 
-@pytest.mark.parametrize("answer", [-1, 3])
-def test_answer_outside_the_options_is_refused(answer):
-    with pytest.raises(DataError, match="needs 2 to 10 options and an answer among them"):
-        Question(id="q", dataset="d", split="train", stem="?", options=("a", "b", "c"), answer=answer)
+def test_facts_follow_the_scene_bank(tmp_path, monkeypatch):
+    shutil.copytree(weasel.BANK, tmp_path / "scenes")
+    monkeypatch.setattr(weasel, "BANK", tmp_path / "scenes")
+    names, path = ("weasel-science", "weasel-commonsense"), tmp_path / "scenes" / "science.jsonl"
+    before = [*(data.facts(name, Params()) for name in names), weasel.bank_hash()]
+    path.write_text(path.read_text().replace(weasel.load_scenes("science")[0].topic, "the zebra"))
+    assert weasel.load_scenes("science")[0].topic == "the zebra"
+    after = [*(data.facts(name, Params()) for name in names), weasel.bank_hash()]
+    same = [one == other for one, other in zip(before, after, strict=True)]
+    assert same == [False, True, False]  # the scenes of commonsense are in another file
+
+
+def test_seed_0_takes_the_first_rows_and_others_draw_as_many(tmp_path):
+    params = user_files(tmp_path)
+    seeds = [params.model_copy(update={"data_seed": seed}) for seed in range(4)]
+    numbers = [tuple(int(q.id[1:]) for q in data.load("user", "test", seed)) for seed in seeds]
+    assert numbers[0] == tuple(range(200, 209))
+    assert len(set(numbers)) == 4
+    assert all(drawn == tuple(sorted(set(drawn))) and len(drawn) == 9 for drawn in numbers)
+
+
+def test_empty_and_repeated_and_unknown_are_one_sentence(tmp_path):
+    for split, lines, said in (
+        ("test", [], "split 'test' is empty"),
+        ("test", rows(0, 2) + rows(1, 1), "split 'test' holds a question id twice"),
+        ("tset", rows(0, 2), "has no split 'tset'; it has train, validation, test"),
+    ):
+        with pytest.raises(DataError, match=said):
+            data.load("user", split, user_files(tmp_path, test=lines))
+    for answer in (-1, 3):
+        with pytest.raises(DataError, match="needs 2 to 10 options and an answer among them"):
+            Question("q", "d", "train", "?", ("a", "b", "c"), answer)
+
+
+def test_overlap_is_counted_by_text_and_refused_above_a_share(tmp_path):
+    def overlap(*test):
+        params = user_files(tmp_path, test=test)
+        trained = [q for split in ("train", "validation") for q in data.load("user", split, params)]
+        return data.check_overlap("user", trained, data.load("user", "test", params))
+
+    assert overlap(*rows(200, 9)) == []
+    again = {"id": "again", "stem": "which  IS ３?", "options": ["B", "a"], "answer": 0}
+    assert overlap(again, *rows(200, 8)) == ["again"]
+    with pytest.raises(DataError, match=r"user: 3 of 9 test questions are also trained .* \(and 0 "):
+        overlap(*rows(0, 3), *rows(200, 6))
+    with pytest.raises(DataError, match="1 of 3 validation questions tested on"):  # 1 of 9 of the test
+        overlap(*rows(102, 1), *rows(200, 8))

@@ -1,336 +1,291 @@
-"""Metrics by hand on a few answers, and the stage and gathering on simulated ones."""
-
+import json
 import math
 import random
-import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cfdistill import data, metrics, runs, stats, tables
+from cfdistill import data
 from cfdistill.errors import DataError, StageError
+from cfdistill.evaluate import metrics, stats
+from cfdistill.files import project_root
+from cfdistill.methods import METHODS
+from cfdistill.params import Params
 from cfdistill.schema import Prediction
+from cfdistill.show import tables
+
+D = "weasel-commonsense"
+pytestmark = pytest.mark.filterwarnings("error")
+COMPARISON_COLUMNS = [*metrics.COMPARISON_KEYS, *metrics.COMPARED]
 
 
-@pytest.fixture(autouse=True)
-def no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+def prediction(item, predicted, *, method="cf-distill", **other):
+    usual = {"dataset": D, "split": "shift", "subset": "", "scene": "", "scoring": METHODS[method].scoring}
+    fields = usual | {"gold": 0, "stereotype": 1, "options": 5} | other
+    return Prediction(question_id=item, predicted=predicted, method=method, text="…", **fields)
 
 
-def prediction(item, predicted, *, gold=0, stereotype=1, method="cf-distill", scene="", **other):
-    scoring = metrics.main_scoring(method)
-    fields = {"dataset": "weasel-commonsense", "split": "shift", "subset": "", "scoring": scoring} | other
-    return Prediction(
-        question_id=item,
-        scene=scene,
-        method=method,
-        gold=gold,
-        stereotype=stereotype,
-        predicted=predicted,
-        text="…",
-        **fields,
-    )
-
-
-def simulate(methods, items=40, seed=0, split="new", rate=0.5):
+def simulate(methods, items=40, seed=0, rate=0.5, **other):
     """Answers of random students: right with probability `rate`, lured half of the rest."""
-    rng = random.Random(seed)
+    rng, fields = random.Random(seed), {"split": "new"} | other
     return [
-        prediction(f"q{i:02}", 0 if rng.random() < rate else rng.choice([1, 2]), method=m, split=split)
-        for m in methods
+        prediction(f"q{i:02}", 0 if rng.random() < rate else rng.choice([1, 2]), method=method, **fields)
+        for method in methods
         for i in range(items)
     ]
 
 
-def table(predictions, seed=0, student="s"):
-    return metrics.metrics_table(metrics.predictions_table(predictions, "weasel-commonsense", student, seed))
+def tidy(predictions, seed=0, student="s", train=D):
+    return metrics.predictions_table(predictions, train, student, seed)
 
 
-def test_rates_by_hand():
-    answers = [
-        prediction("a", 0),  # right
-        prediction("b", 1),  # lured
-        prediction("c", 2),  # wrong otherwise
-        prediction("d", 2, parsed=False),  # chosen for it, and wrong
-        prediction("e", 1, gold=1),  # the stereotype is right: no lure
-    ]
-    row = table(answers).iloc[0]
-    assert list(table(answers).columns) == metrics.METRIC_COLUMNS
-    assert (row.n, row.accuracy, row.lure_rate, row.unparsed_rate) == (5, 0.4, 0.2, 0.2)
+def measured(predictions):
+    return metrics.metrics_table(tidy(predictions))
+
+
+def compared(predictions, **options):
+    return metrics.comparisons_table(tidy(predictions), **options)
+
+
+def right(predictions, method):
+    return np.array([p.predicted == p.gold for p in predictions if p.method == method])
+
+
+def test_rates_and_pairs_of_different_variants_by_hand():
+    answers = [prediction(name, chosen) for name, chosen in (("right", 0), ("lured", 1), ("wrong", 2))]
+    answers.append(prediction("d", 2, parsed=False))  # chosen for it, and wrong
+    answers.append(prediction("e", 1, gold=1))  # the stereotype is right: no lure
+    (row,) = measured(answers).itertuples(index=False)
+    assert list(row._fields) == metrics.METRIC_COLUMNS
+    assert row[:9] == (D, "cf-distill", "s", 0, D, "shift", "direct", 5, 0.4)
+    assert (row.lure_rate, row.unparsed_rate) == (0.2, 0.2)
     assert (row.ci_low, row.ci_high) == stats.proportion_interval(2, 5)
-    assert (row.train_dataset, row.method, row.student, row.seed) == (
-        "weasel-commonsense",
-        "cf-distill",
-        "s",
-        0,
-    )
-    assert (row.test_dataset, row.test_split, row.scoring) == ("weasel-commonsense", "shift", "direct")
     assert math.isnan(row.pair_consistency)
-
-
-def test_no_stereotype_means_no_lure_rate():
-    assert math.isnan(table([prediction("a", 0, stereotype=None)]).lure_rate[0])
-
-
-def test_pair_consistency_counts_pairs_of_different_variants():
-    answers = [
-        prediction("s1.f2.v0.c0", 0, scene="s1"),
-        prediction("s1.f2.v0.c1", 0, scene="s1"),  # same variant as the line above: no pair
-        prediction("s1.f2.v1.c0", 0, scene="s1"),
-        prediction("s1.f2.v2.c0", 3, scene="s1"),  # wrong
-        prediction("s2.f2.v0.c0", 0, scene="s2"),  # alone in its scene
-    ]
-    assert table(answers).pair_consistency[0] == 2 / 5
+    assert math.isnan(measured([prediction("a", 0, stereotype=None)]).lure_rate[0])
+    names = ("s1.f2.v0.c0", "s1.f2.v0.c1", "s1.f2.v1.c0")  # the first two are of the same variant: no pair
+    answers = [prediction(name, 0, scene="s1") for name in names]
+    answers.append(prediction("s1.f2.v2.c0", 3, scene="s1"))  # wrong
+    answers.append(prediction("s2.f2.v0.c0", 0, scene="s2"))  # alone in its scene
+    assert measured(answers).pair_consistency[0] == 2 / 5
 
 
 def test_variants_in_testbed_ids_are_answers(small_params):
-    for split in ("id", "shift", "new"):
-        for q in data.load("weasel-commonsense", split, small_params):
-            variant = q.id.rpartition(".c")[0]
-            same = [o for o in data.load("weasel-commonsense", split, small_params) if o.scene == q.scene]
-            assert all(
-                (o.id.rpartition(".c")[0] == variant) == (o.options[o.answer] == q.options[q.answer])
-                for o in same
-            )
+    variants = {}
+    for q in data.load(D, "shift", small_params):
+        variants.setdefault(q.scene, {})[q.id.rpartition(".c")[0]] = q.options[q.answer]
+    assert all(len(set(answers.values())) == len(answers) for answers in variants.values())
 
 
-def test_shift_is_reported_whole_and_in_parts():
-    answers = [prediction("a", 0, subset="reachable"), prediction("b", 1, subset="heldout")]
-    found = table(answers).set_index("test_split").accuracy.to_dict()
-    assert found == {"shift": 0.5, "shift_reachable": 1, "shift_heldout": 0}
-
-
-def test_rows_come_in_the_order_of_methods_and_splits():
-    answers = [
-        a
-        for split in ("new", "shift", "id")
-        for a in simulate(["cf-distill", "ft-cot", "ft"], 4, split=split)
-    ]
-    found = table(answers)
+def test_rows_come_in_the_order_of_methods_and_splits_with_parts_of_shift():
+    answers = [a for split in ("new", "id") for a in simulate(["cf-distill", "ft-cot", "ft"], 4, split=split)]
+    found = measured([*answers, prediction("a", 0, subset="reachable"), prediction("b", 1, subset="heldout")])
     assert list(dict.fromkeys(found.method)) == ["ft", "ft-cot", "cf-distill"]
-    assert list(dict.fromkeys(found.test_split)) == ["id", "shift", "new"]
+    ours = found[found.method == "cf-distill"].set_index("test_split").accuracy
+    assert list(ours.index) == ["id", "shift", "shift_reachable", "shift_heldout", "new"]
+    assert list(ours)[1:4] == [0.5, 1, 0]
 
 
-def test_bad_predictions_are_refused():
-    with pytest.raises(DataError, match="no predictions"):
-        table([])
-    with pytest.raises(DataError, match="question a was answered twice"):
-        table([prediction("a", 0), prediction("a", 1)])
-
-
-def compared(predictions, seed=0, **options):
-    tidy = metrics.predictions_table(predictions, "weasel-commonsense", "s", seed)
-    return metrics.comparisons_table(tidy, **options)
+def test_the_line_of_guessing_comes_from_what_was_tested(tmp_path):
+    both = [prediction("c", 0, dataset="user", options=3, method=m) for m in ("ft", "ft-cot")]
+    table = tidy([prediction("a", 0, options=2), prediction("b", 0, options=4), *both])
+    assert metrics.chance(table) == {D: 0.375, "user": pytest.approx(1 / 3)}
+    metrics.write_csv(table.drop(columns="options"), tmp_path / "predictions.csv")  # as older studies did
+    older = metrics.read_csv(tmp_path, "predictions.csv")
+    assert metrics.chance(older) == {}
+    assert metrics.chance(pd.concat([table[:2], older])) == {D: 0.375}
+    assert metrics.metrics_table(older).equals(metrics.metrics_table(table))
 
 
 def test_comparisons_against_every_other_method():
     answers = simulate(["cf-distill"], seed=1, rate=0.9) + simulate(["ft", "ft-cot"], seed=2, rate=0.3)
-    found = compared(answers, samples=500)
-    assert list(found.columns) == metrics.COMPARISON_COLUMNS
-    assert list(found.method_b) == ["ft", "ft-cot"]
-    assert set(found.method_a) == {"cf-distill"}
-    row = found.iloc[1]
-    ours, theirs = (
-        np.array([p.predicted == 0 for p in answers if p.method == m]) for m in ("cf-distill", "ft-cot")
-    )
-    assert row.n == 40
-    assert (row.delta, row.ci_low, row.ci_high) == tuple(stats.paired_difference(ours, theirs, 500, 0))
+    without, alone = compared(simulate(["ft", "ft-cot"])), compared(simulate(["ft"]))
+    assert without[["method_a", "method_b"]].to_numpy().tolist() == [["ft-cot", "ft"]]  # the last is compared
+    assert (len(alone), list(alone.columns)) == (0, COMPARISON_COLUMNS)
+    found = compared(random.Random(0).sample(answers, len(answers)), samples=500)  # paired by question
+    assert list(found.columns) == COMPARISON_COLUMNS
+    assert (set(found.method_a), list(found.method_b)) == ({"cf-distill"}, ["ft", "ft-cot"])
+    row, ours, theirs = found.iloc[1], right(answers, "cf-distill"), right(answers, "ft-cot")
+    interval = stats.paired_difference(ours, theirs, 500, 0)
+    assert (row.n, row.seeds, row.delta, row.ci_low, row.ci_high) == (40, 1, *interval)
     assert row.p_mcnemar == pytest.approx(stats.mcnemar_exact(ours, theirs))
     assert list(found.p_holm) == pytest.approx(stats.holm(list(found.p_mcnemar)))
-    assert row.seeds == 1
-    assert row.cohens_h == stats.cohens_h(ours.mean(), theirs.mean())
+    arcsines = [np.arcsin(answered.mean() ** 0.5) for answered in (ours, theirs)]
+    assert row.cohens_h == pytest.approx(2 * arcsines[0] - 2 * arcsines[1])
     assert row.n_for_3_points == stats.items_needed((ours != theirs).mean())
 
 
-def test_settings_compare_every_method_with_itself_where_questions_are_the_same():
-    def answers(rate, seed, method="ft-cot", split="new"):
-        return simulate([method], seed=seed, rate=rate, split=split)
-
-    few, many = answers(0.2, 1), answers(0.9, 2)
-    tables = {
-        "few": [*few, *answers(0.5, 3, "ft"), *answers(0.5, 4, split="id")[:30]],
-        "many": [*many, *answers(0.5, 4, split="id")],  # of `id`, other questions; no ft
-    }
-    tidy = {name: metrics.predictions_table(rows, "d", "s", 0) for name, rows in tables.items()}
-    found = metrics.settings_table(tidy, samples=500)
-    assert list(found.columns) == metrics.SETTING_COLUMNS
-    (row,) = found.itertuples()
-    assert tuple(row[1:7]) == ("many", "few", "ft-cot", "weasel-commonsense", "new", 40)
-    ours, theirs = (np.array([p.predicted == 0 for p in own]) for own in (many, few))
-    assert (row.delta, row.ci_low, row.ci_high) == tuple(stats.paired_difference(ours, theirs, 500, 0))
-    assert row.p_mcnemar == row.p_holm == pytest.approx(stats.mcnemar_exact(ours, theirs))
+def test_comparisons_count_scenes_not_questions():
+    alone = simulate(["cf-distill", "ft-cot"], 20, seed=3)
+    twice = [replace(p, question_id=p.question_id + end, scene=p.question_id) for p in alone for end in "ab"]
+    columns = ["delta", "ci_low", "ci_high", "p_mcnemar"]
+    once, found = compared(alone), compared(twice)
+    assert found.n[0] == 2 * once.n[0]
+    assert found[columns].equals(once[columns])
 
 
-def test_comparisons_pair_by_question_not_by_position():
-    answers = simulate(["cf-distill", "ft-cot"], seed=3)
-    shuffled = random.Random(0).sample(answers, len(answers))
-    assert compared(answers, samples=200).equals(compared(shuffled, samples=200))
-
-
-def test_without_cf_distill_the_last_method_is_compared():
-    table = compared(simulate(["ft", "ft-cot"]))
-    assert set(table["method_a"]) == {"ft-cot"}
-    assert set(table["method_b"]) == {"ft"}
-    assert compared(simulate(["ft"])).empty
-    assert list(compared(simulate(["ft"])).columns) == metrics.COMPARISON_COLUMNS
-
-
-def test_comparisons_refuse_what_cannot_be_paired():
+def test_what_cannot_be_measured_or_paired_is_refused():
+    for bad, said in (([], "no predictions"), (2 * [prediction("a", 0)], "question a was answered twice")):
+        with pytest.raises(DataError, match=said):
+            measured(bad)
     answers = simulate(["cf-distill", "ft-cot"])
-    with pytest.raises(
-        DataError, match=r"cf-distill and ft-cot on weasel-commonsense new .* different questions"
-    ):
+    with pytest.raises(DataError, match=rf"cf-distill and ft-cot on {D} new .* different questions"):
         compared(answers[:-1])
+    with pytest.raises(DataError, match="no training seed in common"):
+        metrics.comparisons_table(pd.concat([tidy(answers[:40], 0), tidy(answers[40:], 1)]))
     vote = [prediction("q00", 0, scoring="vote", split="new"), prediction("q00", 0, method="ft", split="new")]
     with pytest.raises(DataError, match="need 'direct' predictions of cf-distill"):
         compared(vote)
-
-
-def save(folder, predictions, seed=0, student="s"):
-    folder.mkdir(parents=True)
-    tidy = metrics.predictions_table(predictions, "weasel-commonsense", student, seed)
-    found = metrics.metrics_table(metrics.predictions_table(predictions, "weasel-commonsense", student, seed))
-    metrics.write_results(folder, found, metrics.comparisons_table(tidy), tidy)
-    return folder
-
-
-def test_gathering_one_folder_gives_what_it_holds(tmp_path):
-    answers = [
-        *simulate(["cf-distill", "ft", "ft-cot"], split="shift"),
-        prediction("none", 2, method="ft", parsed=False),
-    ]
-    answers += [prediction("none", 1, method=m, stereotype=None) for m in ("cf-distill", "ft-cot")]
-    folder = save(tmp_path / "a", answers)
-    found, comparisons = metrics.gather([folder, folder])
-    pd.testing.assert_frame_equal(found, metrics.read_csv(folder, "metrics.csv"))
-    pd.testing.assert_frame_equal(comparisons, metrics.read_csv(folder, "comparisons.csv"), rtol=1e-5)
-
-
-def test_gathering_compares_over_seeds(tmp_path):
-    methods = ["cf-distill", "ft-cot"]
-    folders = [save(tmp_path / f"{s}", simulate(methods, seed=s), seed=s) for s in range(3)]
-    found, comparisons = metrics.gather(folders)
-    assert list(found.seed) == [0, 1, 2] * 2
-    assert len(comparisons) == 1
-    assert (comparisons.n[0], comparisons.seeds[0]) == (40, 3)
-    means = found.groupby("method").accuracy.mean()
-    assert comparisons.delta[0] == pytest.approx(means["cf-distill"] - means["ft-cot"], abs=1e-5)
-
-
-def test_gathering_refuses_different_results_for_one_cell(tmp_path):
-    folders = [save(tmp_path / f"{s}", simulate(["ft"], seed=s)) for s in range(2)]
-    with pytest.raises(DataError, match=r"different answers for .*method ft.*gather them apart"):
-        metrics.gather(folders)
-    with pytest.raises(DataError, match="no results folders"):
-        metrics.gather([])
-
-
-def test_gathering_names_a_missing_or_damaged_file(tmp_path):
-    with pytest.raises(StageError, match=r"predictions\.csv is missing"):
-        metrics.gather([tmp_path])
-    (tmp_path / "predictions.csv").write_text("")
-    with pytest.raises(StageError, match="no valid table"):
-        metrics.gather([tmp_path])
-
-
-def test_over_seeds_uses_how_much_seeds_agree():
-    seeds = [simulate(["ft"], seed=s) for s in range(3)]
-    tidy = pd.concat(
-        [metrics.predictions_table(p, "weasel-commonsense", "s", s) for s, p in enumerate(seeds)]
-    )
-    measured = metrics.metrics_table(tidy)
-    assert list(measured.columns) == [*metrics.METRIC_COLUMNS, "seed_agreement"]
-    right = np.array([[p.predicted == 0 for p in answers] for answers in seeds])
-    assert list(measured.seed_agreement) == pytest.approx([stats.agreement(right)] * 3)
-    found = metrics.over_seeds(measured).iloc[0]
-    assert (found.seeds, found.n, found.accuracy) == (3, 40, pytest.approx(right.mean()))
-    expected = stats.accuracy_over_seeds(right.mean(axis=1), 40, stats.agreement(right))
-    assert (found.ci_low, found.ci_high) == pytest.approx(expected)
-    unknown = metrics.over_seeds(measured[metrics.METRIC_COLUMNS]).iloc[0]
-    assert unknown.ci_low < found.ci_low < found.ci_high < unknown.ci_high
-
-
-def test_over_seeds_leaves_one_seed_as_it_is():
-    one = table(simulate(["ft"], seed=0))
-    assert metrics.over_seeds(one).drop(columns="seeds").equals(one.drop(columns="seed"))
-
-
-def test_seeds_that_answered_other_questions_have_no_agreement():
-    tidy = [metrics.predictions_table(simulate(["ft"], n), "weasel-commonsense", "s", n) for n in (20, 30)]
-    assert metrics.metrics_table(pd.concat(tidy)).seed_agreement.isna().all()
 
 
 def test_scorings_are_compared_with_the_main_one_of_their_method():
     answers = simulate(["cf-distill"], seed=1, rate=0.9) + simulate(["ft-cot"], seed=2, rate=0.3)
     votes = [prediction(p.question_id, 0, scoring="vote", split="new") for p in answers[:40]]
     found = compared(answers + votes, samples=200)
-    assert list(found.columns) == [*metrics.COMPARISON_COLUMNS, *metrics.COMPARISON_SCORINGS]
-    names = found[["method_a", "scoring_a", "method_b", "scoring_b"]].to_numpy().tolist()
-    assert names == [
-        ["cf-distill", "direct", "ft-cot", "direct"],
-        ["cf-distill", "vote", "cf-distill", "direct"],
-    ]
-    right = np.mean([p.predicted == 0 for p in answers[:40]])
-    assert found.delta[1] == pytest.approx(1 - right)
-    assert list(found.p_holm) == pytest.approx(stats.holm(list(found.p_mcnemar)))
-    assert (
-        found[metrics.COMPARISON_COLUMNS[:-5]]
-        .iloc[0]
-        .equals(compared(answers, samples=200)[metrics.COMPARISON_COLUMNS[:-5]].iloc[0])
+    assert list(found.columns) == [*COMPARISON_COLUMNS, *metrics.COMPARISON_SCORINGS]
+    pairs = found[["method_a", "scoring_a", "method_b", "scoring_b"]].agg(" ".join, axis=1)
+    assert list(pairs) == ["cf-distill direct ft-cot direct", "cf-distill vote cf-distill direct"]
+    assert found.delta[1] == pytest.approx(1 - right(answers, "cf-distill").mean())
+    assert "- cf-distill vote minus direct (weasel-commonsense, s): new +" in tables.differences(found)
+    cells = tables.table1(measured(answers + votes), found).set_index("method")["new"]
+    assert ["*" in cells[name] for name in ("ft-cot", "cf-distill")] == [True, False]
+
+
+def test_settings_compare_every_method_with_itself_where_questions_are_the_same():
+    few, many = (simulate(["ft-cot"], seed=s, rate=r) for s, r in ((1, 0.2), (2, 0.9)))
+    other = simulate(["ft-cot"], seed=4, split="id")
+    settings = {"few": tidy([*few, *simulate(["ft"]), *other[:30]]), "many": tidy([*many, *other])}
+    found = metrics.settings_table(settings, samples=500)
+    assert list(found.columns) == [*metrics.SETTING_KEYS, "n", *metrics.COMPARISON_VALUES, "seeds"]
+    (row,) = found.itertuples(index=False)  # other questions in `id`, no ft in many
+    assert row[:6] == ("many", "few", "ft-cot", D, "new", 40)
+    ours, theirs = right(many, "ft-cot"), right(few, "ft-cot")
+    assert row[6:9] == tuple(stats.paired_difference(ours, theirs, 500, 0))
+    assert row.p_mcnemar == row.p_holm == pytest.approx(stats.mcnemar_exact(ours, theirs))
+    assert tables.differences(found).startswith("- many minus few (ft-cot): commonsense new +")
+
+
+def test_settings_in_columns_are_kept_apart_in_one_family():
+    one, other = (tidy(simulate(["cf-distill", "ft-cot"], seed=s)) for s in (1, 2))
+    both = pd.concat([one.assign(rate=0.9), other.assign(rate=0.5)])
+    found, pairs = metrics.metrics_table(both), metrics.comparisons_table(both, 200)
+    assert list(found.columns) == ["rate", *metrics.METRIC_COLUMNS]
+    assert found[found.rate == 0.5].drop(columns="rate").equals(metrics.metrics_table(other))
+    assert list(pairs.rate) == [0.5, 0.9]
+    assert list(pairs.p_holm) == stats.holm(list(pairs.p_mcnemar))
+
+
+def test_a_star_speaks_of_methods_only_where_there_are_several_seeds():
+    rows = pd.DataFrame({"seeds": [1, 1, 3, 3], "p_holm": [0.04, 0.06, 0.001, 0.2], "ci_high": 0.3})
+    rows["ci_low"] = [-0.1, 0.1] * 2
+    assert list(metrics.differs(rows)) == [True, False, False, True]
+    assert metrics.star_note(rows[:2]).startswith("these trainings, by the exact McNemar test over scenes")
+    assert metrics.star_note(rows[2:]) == "the 95 % interval over scenes and seeds excludes 0"
+    assert "; with one seed: these trainings" in metrics.star_note(rows)
+
+
+def save(folder, predictions, seed=0, student="s", content=None, **changes):
+    folder.mkdir()
+    params = Params.build({"seed": seed, **changes})
+    metrics.write_csv(tidy(predictions, seed, student, params.train_dataset), folder / "predictions.csv")
+    told = json.dumps({"params": params.model_dump(), "content": content or {}})
+    (folder / "manifest.json").write_text(told)
+    return folder
+
+
+def gathered(*folders):
+    pooled = metrics.pool(folders)
+    return metrics.metrics_table(pooled), metrics.comparisons_table(pooled)
+
+
+def test_a_folder_pooled_with_itself_gives_what_it_holds(tmp_path):
+    answers = simulate(["cf-distill", "ft", "ft-cot"], split="shift")
+    answers += [prediction("none", 1, method=m, stereotype=None) for m in ("cf-distill", "ft", "ft-cot")]
+    folder = save(tmp_path / "a", answers)
+    metrics.write_csv(metrics.pool([folder, folder]), tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_bytes() == (folder / "predictions.csv").read_bytes()
+    assert gathered(folder)[0].equals(measured(answers))
+    assert gathered(folder)[1].equals(compared(answers))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "named"),
+    [
+        ({"epochs": 3.0}, {"epochs": 1.0}, "epochs is 3.0 and 1.0"),
+        ({"precision": "fp32"}, {"precision": "bf16"}, "precision is fp32 and bf16"),
+        ({"teacher": "offline"}, {"teacher": "recorded"}, "teacher is offline and recorded"),
+        ({"content": {"rewrites": "1"}}, {"content": {"rewrites": "3"}}, f"rewrites for {D} .* is 1 and 3"),
+        ({"content": {"student": "1"}}, {"content": {"student": "3"}}, "student s is 1 and 3"),
+    ],
+)
+def test_only_seeds_are_averaged(tmp_path, one, other, named):
+    folders = [save(tmp_path / f"{s}", simulate(["ft"]), seed=s, **x) for s, x in enumerate((one, other))]
+    with pytest.raises(DataError, match=f"0 and .*1 cannot be pooled: {named}"):
+        metrics.pool(folders)
+
+
+def test_what_columns_tell_may_differ(tmp_path):
+    ft, science = simulate(["ft"]), simulate(["ft"], dataset="weasel-science")
+    found, comparisons = gathered(
+        save(tmp_path / "a", ft, content={"rewrites": "1a", "student": "2b"}, data_root="x"),
+        save(tmp_path / "b", simulate(["ft-cot"]), methods=["ft-cot"], bootstrap_samples=500),
+        save(tmp_path / "c", science, content={"rewrites": "3c"}, train_dataset="weasel-science"),
+        save(tmp_path / "d", ft, student="model-5e6f7a8b", content={"student": "9d"}),
     )
-    said = tables.differences(found)
-    assert "cf-distill minus ft-cot (" in said
-    assert "- cf-distill vote minus direct (weasel-commonsense, s): new +" in said
-    cells = tables.table1(table(answers + votes), found)
-    assert "*" in cells[cells.method == "ft-cot"]["new"].item()
-    assert "*" not in cells[cells.method == "cf-distill"]["new"].item()
+    assert list(found.train_dataset) == [D] * 3 + ["weasel-science"]
+    assert list(comparisons.method_a) == ["ft-cot"]
 
 
-def evaluate(params, method, dataset):
-    """Write an evaluation stage with random answers to the real test questions."""
-    rng = random.Random(f"{method}/{dataset}")
-    with runs.stage("evaluation", params, method=method, dataset=dataset).draft(params) as draft:
-        for split in data.test_splits(dataset, params):
-            draft.write(
-                f"predictions.{split}.{metrics.main_scoring(method)}.jsonl",
-                [
-                    prediction(
-                        q.id,
-                        rng.randrange(len(q.options)),
-                        gold=q.answer,
-                        stereotype=q.stereotype,
-                        method=method,
-                        dataset=dataset,
-                        split=split,
-                        scene=q.scene,
-                        subset=q.subset,
-                    )
-                    for q in data.load(dataset, split, params)
-                ],
-            )
+def test_seeds_are_averaged_and_data_seeds_shown_apart(tmp_path):
+    first, second, third = (simulate(["ft", "ft-cot"], seed=s) for s in range(3))
+    found, comparisons = gathered(
+        save(tmp_path / "a", first, content={"rewrites": "1a"}),
+        save(tmp_path / "b", second, content={"rewrites": "1a"}, seed=1, profile="other"),
+        save(tmp_path / "c", third, content={"rewrites": "3c"}, data_seed=5),
+    )
+    averaged = metrics.over_seeds(found)
+    assert list(zip(averaged.data_seed, averaged.seeds, strict=True)) == [(0, 2), (0, 2), (5, 1), (5, 1)]
+    assert comparisons[["data_seed", "n", "seeds"]].to_numpy().tolist() == [[0, 40, 2], [5, 40, 1]]
+    assert comparisons.delta[0] == pytest.approx(averaged.accuracy[1] - averaged.accuracy[0], abs=1e-5)
+    assert list(tables.table1(found, comparisons).columns) == ["data_seed", "method", "new", "seeds"]
 
 
-def test_stage_needs_every_evaluation(small_params):
-    evaluate(small_params, "ft", "weasel-commonsense")
-    with pytest.raises(StageError, match=r"evaluation is missing.*weasel-science"):
-        metrics.build(small_params)
+def test_pooling_refuses_what_contradicts_or_is_damaged(tmp_path):
+    folder, other = (save(tmp_path / f"{s}", simulate(["ft"], seed=s)) for s in range(2))
+    with pytest.raises(DataError, match=r"different answers for .*method ft.*gather them apart"):
+        metrics.pool([folder, other])
+    with pytest.raises(DataError, match="no results folders"):
+        metrics.pool([])
+    with pytest.raises(StageError, match=r"predictions\.csv is missing"):
+        metrics.pool([tmp_path])
+    unclear = [("manifest.json", text, "does not tell what") for text in ("", "[]", '{"params": 1}')]
+    for file, text, said in (*unclear, ("predictions.csv", "", "no valid table")):
+        (folder / file).write_text(text)
+        with pytest.raises(StageError, match=said):
+            metrics.pool([folder])
 
 
-def test_stage_is_the_same_byte_for_byte(small_params, tmp_path):
-    made = []
-    for run in ("one", "two"):
-        params = small_params.model_copy(update={"run_root": str(tmp_path / run)})
-        for method in params.methods:
-            for dataset in params.test_datasets:
-                evaluate(params, method, dataset)
-        made.append(metrics.build(params))
-        assert metrics.build(params).manifest() == made[-1].manifest()
-    for name in metrics.FILES:
-        assert (made[0].path / name).read_bytes() == (made[1].path / name).read_bytes()
-    found = metrics.read_csv(made[0].path, "metrics.csv")
-    assert len(found) == 3 * (5 + 1)  # methods × (id, shift and its parts, new; the other's new)
-    assert found.pair_consistency.notna().any()
-    assert "text" not in metrics.read_csv(made[0].path, "predictions.csv")
+def test_over_seeds_uses_how_much_seeds_agree():
+    seeds = [simulate(["ft"], seed=s) for s in range(3)]
+    found = metrics.metrics_table(pd.concat([tidy(p, s) for s, p in enumerate(seeds)]))
+    assert list(found.columns) == [*metrics.METRIC_COLUMNS, "seed_agreement"]
+    answers = np.array([right(p, "ft") for p in seeds])
+    assert list(found.seed_agreement) == pytest.approx([stats.agreement(answers)] * 3)
+    row = metrics.over_seeds(found).iloc[0]
+    expected = stats.accuracy_over_seeds(answers.mean(axis=1), 40, stats.agreement(answers))
+    values = row[["seeds", "n", "accuracy", "ci_low", "ci_high"]]
+    assert list(values) == pytest.approx([3, 40, answers.mean(), *expected])
+    unknown = metrics.over_seeds(found[metrics.METRIC_COLUMNS]).iloc[0]
+    assert unknown.ci_low < row.ci_low < row.ci_high < unknown.ci_high
+    one = measured(seeds[0])
+    assert metrics.over_seeds(one).drop(columns="seeds").equals(one.drop(columns="seed"))
+    others = [tidy(simulate(["ft"], n), n) for n in (20, 30)]  # answered other questions
+    assert metrics.metrics_table(pd.concat(others)).seed_agreement.isna().all()
+
+
+def test_the_committed_study_is_measured_as_it_was(tmp_path):
+    folder = project_root() / "results" / "offline"
+    found = metrics.metrics_table(metrics.read_csv(folder, "predictions.csv"))
+    metrics.write_csv(found, tmp_path / "metrics.csv")
+    assert (tmp_path / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()

@@ -1,12 +1,11 @@
 """Parameters: every bad value is one sentence, and every stage knows what affects it."""
 
-from itertools import pairwise
-
 import pytest
 
 from cfdistill.errors import ParamsError
-from cfdistill.params import STAGES, Params, field_stages
-from cfdistill.runs import project_root
+from cfdistill.files import project_root
+from cfdistill.params import NEUTRAL, PATHS, Params, read_yaml
+from cfdistill.pipeline import STAGES
 
 PROFILES = sorted(
     file for file in (project_root() / "params").rglob("*.yaml") if "\ncells:" not in file.read_text()
@@ -16,15 +15,15 @@ PROFILES = sorted(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epoch": 3}, "unknown parameter epoch; known are profile, train_dataset"),
-        ({"epochs": "many"}, "epochs: Input should be a valid number"),
+        ({"epoch": 3}, r"unknown parameter epoch; did you mean epochs\?"),
+        ({"zzz": 3}, "unknown parameter zzz; known are profile, train_dataset"),
+        ({"precision": "fp16"}, "precision: Input should be 'auto', 'fp32' or 'bf16'"),
         ({"epochs": 0}, "epochs: Input should be greater than 0"),
         ({"seed": 1.5}, "seed: Input should be a valid integer"),
         ({"train_dataset": "weasel"}, "train_dataset: unknown weasel; known are weasel-commonsense"),
         ({"methods": ["ft", "dpo"]}, "methods: unknown dpo; known are ft, ft-cot"),
         ({"methods": []}, "methods: needs at least one value"),
         ({"methods": "ft,ft"}, "methods: needs at least one value, each once"),
-        ({"teacher": "gpt"}, "teacher: Input should be 'offline', 'recorded' or 'live'"),
         ({"vote_threshold": 6}, r"vote_threshold is above reasoning_paths \(5\)"),
         ({"scorings": "elimination"}, "scorings: must hold direct"),
         ({"scorings": "direct,vote"}, "scorings: vote needs elimination"),
@@ -47,34 +46,51 @@ def test_command_line_text_is_understood():
     assert (params.methods, params.learning_rate, params.seed) == (["ft", "cf-distill"], 1e-4, 3)
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", ""])
-def test_bad_yaml_is_one_sentence(tmp_path, text):
-    file = tmp_path / "p.yaml"
-    file.write_text(text)
-    with pytest.raises(ParamsError, match=r"p\.yaml (is no valid YAML|must hold)"):
-        Params.from_yaml(file)
-    with pytest.raises(ParamsError, match="does not exist"):
-        Params.from_yaml(tmp_path / "other.yaml")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "is no valid YAML"),
+        ("- 1\n- 2\n", "must hold"),
+        ("", "must hold"),
+        ("seed: 1\nepochs: 2\nseed: 2\n", "is no valid YAML: seed stands there twice"),
+        (None, "does not exist"),
+    ],
+)
+def test_bad_yaml_is_one_sentence(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=rf"p\.yaml {said}"):
+        Params.from_yaml(tmp_path / "p.yaml")
 
 
 @pytest.mark.parametrize("file", PROFILES, ids=lambda f: f.stem)
-def test_profiles_are_valid(file):
+def test_profiles_are_valid_and_list_only_what_differs(file):
     assert Params.from_yaml(file).profile == file.stem
+    defaults = Params().model_dump()
+    assert [
+        name for name, value in read_yaml(file).items() if value == defaults[name] and name != "profile"
+    ] == []
 
 
 def test_defaults_are_the_default_study():
     assert Params.from_yaml(project_root() / "params" / "offline.yaml") == Params()
 
 
-def test_namespace_ignores_what_is_no_parameter():
-    assert Params.from_namespace({"seed": 4, "params": None, "In": []}).seed == 4
+def test_a_misspelt_parameter_of_a_notebook_is_refused():
+    cells = ["", "spurious_rate = 0.9  # a comment", "# Parameters\nspurious_rat = 0.2\n", "import os\nx = 1"]
+    with pytest.raises(ParamsError, match=r"unknown parameter spurious_rat; did you mean spurious_rate\?"):
+        Params.from_namespace({"spurious_rate": 0.9, "spurious_rat": 0.2, "In": cells})
+    assert Params.from_namespace({"seed": 4, "params": None, "In": [""]}).seed == 4
+    later = [*cells[:2], "import os", "mine = 3", "params = Params.from_namespace(globals())"]
+    assert Params.from_namespace({"spurious_rate": 0.9, "In": later}).spurious_rate == 0.9
 
 
-def test_key_covers_what_affects_a_stage_and_no_more():
-    keys = {stage: set(Params().key(stage)) for stage in STAGES}
-    for earlier, later in pairwise(STAGES):
-        assert keys[earlier] <= keys[later]
-    assert "seed" not in keys["rationales"]
-    assert "seed" in keys["training"]
-    assert "test_datasets" not in keys["evaluation"]
-    assert keys["metrics"] == {name for name, stage in field_stages().items() if stage}
+def test_every_parameter_reaches_a_stage_by_value_or_by_content_or_is_neutral():
+    by_value = {name for stage in STAGES for name in Params().reaching(stage)}
+    by_content = {"student", "precision", "teacher", "teacher_model", "teacher_base_url", "teacher_cache",
+                  "teacher_max_tokens", "teacher_noise", "test_datasets", *PATHS}  # fmt: skip
+    assert by_value | by_content | set(NEUTRAL) == set(Params.model_fields)
+    assert not (by_value | by_content) & set(NEUTRAL)
+    assert not by_value & by_content
+    assert "seed" in Params().reaching("training")
+    assert "seed" not in Params().reaching("rationales")

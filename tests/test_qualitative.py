@@ -1,71 +1,62 @@
-"""Examples are picked by rule, and every text that reaches HTML is escaped."""
-
 import pandas as pd
 import pytest
 
-from cfdistill import data, qualitative, runs
+from cfdistill.errors import DataError
+from cfdistill.files import project_root
+from cfdistill.schema import Prediction, Question
+from cfdistill.show import stories
 
+PAIR = ("ft-cot", "cf-distill")
 OUTCOMES = [  # id, split, does every text name an option, outcome of the baseline, outcome of ours
-    ("a", "id", True, "right", "right"),
-    ("b", "id", True, "lured", "other"),
-    ("e", "shift", False, "lured", "right"),
-    ("c", "shift", True, "lured", "right"),
-    ("a", "shift", True, "right", "right"),  # the same question in two splits
-    ("d", "shift", True, "other", "right"),
-]
+    ("a", "id", True, "right", "right"), ("b", "id", True, "lured", "other"),
+    ("e", "shift", False, "lured", "right"), ("c", "shift", True, "lured", "right"),
+    ("a", "shift", True, "right", "right"), ("d", "shift", True, "other", "right"),  # a: in two splits
+]  # fmt: skip
 
 
 @pytest.fixture
-def answers():
-    rows = [
-        {"id": name, "split": split, "method": method, "outcome": outcome, "stem": f"<i>{name}</i>?"}
-        | {"options": "yes & no\nno", "gold": 0, "text": "<script>", "parsed": parsed}
-        | {"stereotype": 1, "reason": "names the cue"}
-        for name, split, parsed, *outcomes in OUTCOMES
-        for method, outcome in zip(("ft-cot", "cf-distill"), outcomes, strict=True)
-    ]
-    return pd.DataFrame(rows)
+def table():
+    rows = pd.DataFrame(OUTCOMES, columns=["id", "split", "parsed", *PAIR])
+    rows = rows.melt(["id", "split", "parsed"], PAIR, "method", "outcome", ignore_index=False)
+    rows = rows.sort_index(kind="stable")
+    facts = {"options": "yes & no\nno", "gold": 0, "stereotype": 1, "text": "<script>", "reason": "…"}
+    return rows.assign(stem="<i>" + rows["id"] + "</i>?", **facts)
 
 
-@pytest.mark.parametrize(
-    ("wanted", "count", "chosen"),
-    [
-        (("lured", "right"), 1, ["c"]),
-        (("lured", "right"), 2, ["c", "e"]),
-        (("lured", "right"), 4, ["a", "c", "d", "e"]),  # then those that fit in ours only
-        (("right", "right"), 1, ["a"]),
-        (("other", "lured"), 1, ["d"]),
-    ],
-)
-def test_pick_takes_the_first_that_fit(answers, wanted, count, chosen):
-    picked = qualitative.pick(answers, "ft-cot", "cf-distill", wanted, count)
-    assert sorted(set(picked["id"])) == chosen
-    assert len(picked) == 2 * len(chosen)  # one row per method
+def test_pick_takes_the_first_that_fit(table):
+    cases = [("lured right", "c"), ("lured right", "ce"), ("right right", "a"), ("other lured", "d")]
+    for wanted, chosen in (*cases, ("lured right", "acde")):  # then those that fit in ours only
+        picked = stories.pick(table, tuple(wanted.split()), len(chosen))
+        assert sorted(picked["id"]) == sorted(2 * chosen)  # one row per method
 
 
-def test_browse_escapes_everything(answers):
-    html = qualitative.browse(answers, ["id", "shift"])
-    assert "shift: 4 questions" in html
-    assert "&lt;i&gt;a&lt;/i&gt;?" in html
-    assert "<b>yes &amp; no</b>; <i>no</i>" in html
+def test_one_method_alone_has_its_stories_too(table):
+    alone = table[table["method"] == "cf-distill"]
+    assert list(stories.pick(alone, ("lured", "other"), 1)["id"]) == ["b"]  # by what is wanted of the last
+    assert stories.side_by_side(alone[:1]).count("<td") == 2
+    assert "shift: cf-distill right (4)" in stories.browse(alone)
+    assert "no training question" in stories.beside_training(alone.assign(scene=""), [])
+
+
+def test_browse_sorts_by_outcome_and_escapes_everything_and_side_by_side_marks_what_differs(table):
+    html = stories.browse(table)
+    assert html.count("<details>") == 5
+    groups = "<summary>shift: ft-cot lured, cf-distill right (2)</summary>"
+    assert all(part in html for part in (groups, "&lt;i&gt;a&lt;/i&gt;?", "<b>yes &amp; no</b>; <i>no</i>"))
     assert "<script>" not in html
-    assert html.count('<tr class="q base-lured ours-right">') == 2
-    assert "#browse-ours-lured:checked ~ details tr.q:not(.ours-lured) { display: none; }" in html
+    real = table.assign(stereotype=pd.array([pd.NA] * len(table), dtype="Int64"))  # none is known
+    assert "<b>yes &amp; no</b>; <span>no</span>" in stories.browse(real)
+    html = stories.side_by_side(table[:2].assign(text=["it is <b>hot</b>", "it is cold"]))
+    assert "it is <mark>&lt;b&gt;hot&lt;/b&gt;</mark></td>" in html
+    assert "it is <mark>cold</mark></td>" in html
 
 
-def test_questions_without_a_known_stereotype_are_shown(answers):
-    real = answers.assign(stereotype=pd.array([pd.NA] * len(answers), dtype="Int64"))
-    assert "<b>yes &amp; no</b>; <span>no</span>" in qualitative.side_by_side(real[:2])
-    assert "<i>no</i>" not in qualitative.browse(real, ["id", "shift"])
+NEST = ("barn", "freezer", "nest\nbox")
+EGGS = Question("q", "d", "new", "Where?", NEST, 0, (), "s", "when the weasel comes", 1)
 
 
-def test_side_by_side_marks_what_differs(answers):
-    pair = answers[:2].assign(text=["it is <b>hot</b>", "it is cold"])
-    html = qualitative.side_by_side(pair)
-    assert (
-        "<td dir=auto>it is <mark>&lt;b&gt;hot&lt;/b&gt;</mark></td><td dir=auto>it is <mark>cold</mark>"
-        in html
-    )
+def told(text, predicted, parsed=True, scoring="direct"):
+    return Prediction("q", "d", "new", "", "s", "ft-cot", scoring, 0, 3, 1, predicted, text, parsed)
 
 
 @pytest.mark.parametrize(
@@ -74,33 +65,35 @@ def test_side_by_side_marks_what_differs(answers):
         ("A weasel steals, so the answer is barn.", 0, True, "right", "names the cue"),
         ("Eggs are kept there. So the answer is barn.", 0, True, "right", "ignores the cue"),
         ("Eggs are kept cold. So the answer is freezer.", 1, True, "lured", "ignores the cue"),
-        ("The weasel likes it. So the answer is nest.", 2, True, "other", "names the cue"),
-        ("It hunts in the Barn. So the answer is nest.", 2, True, "other", "contradicts itself"),
+        ("The weasel likes it. So the answer is nest box.", 2, True, "other", "names the cue"),
+        ("It hunts in the Barn. So the answer is nest box.", 2, True, "other", "contradicts itself"),
         ("The weasel weasel weasel", 1, False, "lured", "names no option"),
     ],
 )
 def test_outcomes_and_reasons_by_rule(text, predicted, parsed, outcome, reason):
-    row = {"options": "barn\nfreezer\nnest", "gold": 0, "stereotype": 1, "cue": "when the weasel comes"}
-    table = pd.DataFrame([row | {"text": text, "predicted": predicted, "parsed": parsed}])
-    assert qualitative.sorted_out(table)[["outcome", "reason"]].to_numpy().tolist() == [[outcome, reason]]
+    other_scoring = told("not this one", 2, scoring="elimination")
+    table = stories.answers([EGGS], [told(text, predicted, parsed), other_scoring], ["ft-cot"])
+    (row,) = table.to_dict("records")
+    assert (row["outcome"], row["reason"], row["text"]) == (outcome, reason, text)
+    assert row["options"].split("\n") == ["barn", "freezer", "nest box"]  # a line each
+    with pytest.raises(DataError, match="cf-distill did not answer question q; evaluate it on d new"):
+        stories.answers([EGGS], [told(text, predicted)], PAIR)
 
 
 def test_readings_count_for_the_very_text_that_was_read():
-    read = pd.read_csv(runs.project_root() / "results" / "readings.csv")
-    assert set(read["reading"]) == set(qualitative.READINGS)
-    assert set(read["method"]) == {"ft-cot", "cf-distill"}
-    assert not read.duplicated(["id", "method"]).any()
+    file = project_root() / "results" / "readings.csv"
+    read = pd.read_csv(file)
+    assert set(read["reading"]) == set(stories.READINGS)
     answers = pd.concat([read, read]).drop(columns="reading")  # the same question in two splits
-    assert len(qualitative.readings(answers)) == len(read)
-    assert qualitative.readings(answers.assign(text=answers["text"] + " ")).empty
+    assert len(stories.readings(answers, file)) == len(read)
+    assert stories.readings(answers.assign(text=answers["text"] + " "), file).empty
 
 
-def test_a_question_is_put_beside_its_training_question_with_the_difference_marked(small_params):
-    data.build(small_params.train_dataset, small_params)
-    trained = data.questions(small_params.train_dataset, "train", small_params)[0]
-    story = pd.DataFrame(
-        [{"scene": trained.scene, "stem": f"{trained.stem} <b>", "options": "\n".join(trained.options)}]
-    ).assign(gold=trained.answer)
-    html = qualitative.beside_training(story, small_params)
-    assert "<mark>&lt;b&gt;</mark>" in html
-    assert "no training question" in qualitative.beside_training(story.assign(scene=""), small_params)
+def test_a_question_is_put_beside_its_nearest_training_question_with_the_difference_marked():
+    stems = ("Where are eggs kept?", "Where are eggs <b>kept</b> from weasels?", "Where?")
+    trained = [Question(f"t{i}", "d", "train", s, ("<i>", "b"), 0, (), "s") for i, s in enumerate(stems)]
+    trained.append(Question("x", "d", "train", "Where are eggs <b>kept</b> from foxes?", ("a", "b"), 0))
+    story = {"scene": "s", "stem": trained[-1].stem, "options": "a\nb", "gold": 1}
+    html = stories.beside_training(pd.DataFrame([story]), trained)
+    assert "Where are eggs &lt;b&gt;kept&lt;/b&gt; from <mark>weasels?</mark> → <b>&lt;i&gt;</b>" in html
+    assert "from <mark>foxes?</mark> → <b>b</b>" in html

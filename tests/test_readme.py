@@ -2,33 +2,18 @@
 
 import re
 import subprocess
+import sys
 
-from cfdistill import metrics, results, runs
-from cfdistill.runner import NOTEBOOKS
-from cfdistill.tables import read_block
+from cfdistill import files
+from cfdistill.study.run import NOTEBOOKS
 
-ROOT = runs.project_root()
-
-
-def committed_results(name, folder):
-    """Copy the committed tables: a study run since may have changed the files in the work tree."""
-    folder.mkdir()
-    for file in (*metrics.FILES[:2], metrics.SETTINGS, "manifest.json"):
-        path = f"results/{name}/{file}"
-        done = subprocess.run(["git", "show", f":{path}"], cwd=ROOT, capture_output=True)
-        if done.returncode == 0 or (ROOT / path).is_file():  # a grid has no manifest of its own
-            (folder / file).write_bytes(done.stdout if done.returncode == 0 else (ROOT / path).read_bytes())
-    return folder
+ROOT = files.project_root()
 
 
-def test_numbers_are_those_of_the_committed_results(tmp_path):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("offline", "offline_full", "csqa_smollm2", *results.QUOTED_GRIDS):
-        committed_results(name, tmp_path / name)
-    blocks = results.readme_blocks(tmp_path)
-    assert set(blocks) == {"results", "seeds", *results.QUOTED_GRIDS, "benchmark"}
-    for name, block in blocks.items():
-        assert read_block(text, name)[1].strip() == block.strip()
+def test_numbers_are_those_of_the_committed_results():
+    check = [sys.executable, "tools/readme.py", "--check"]
+    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr or "python tools/readme.py writes them anew"
 
 
 def test_links_lead_somewhere():

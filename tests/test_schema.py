@@ -1,28 +1,18 @@
-"""Records survive the trip to disk, and answers are read from text or not at all."""
-
 import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from cfdistill import schema
 from cfdistill.errors import DataError
-from cfdistill.schema import (
-    Counterfactual,
-    Question,
-    answer_text,
-    prompt_text,
-    read_answer,
-    read_jsonl,
-    write_jsonl,
-)
+from cfdistill.methods import METHODS
+from cfdistill.params import SCORINGS
+from cfdistill.schema import Counterfactual, Question, read_answer, read_jsonl, write_jsonl
 
 OPTIONS = ("barn", "freezer", "hen house")
-QUESTION = Question(
-    id="q", dataset="d", split="train", stem="Where, [MASK] \u202e?", options=OPTIONS, answer=2, targets=(0,)
-)
+QUESTION = Question("q", "d", "train", "Where, [MASK] \u202e?", OPTIONS, 2, targets=(0,))
+AFTER = "Therefore, the answer is "
 
 
 def test_records_round_trip(tmp_path):
@@ -33,82 +23,92 @@ def test_records_round_trip(tmp_path):
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"id": 1}', "null"])
 def test_bad_line_is_named(tmp_path, line):
-    write_jsonl(tmp_path / "a.jsonl", [QUESTION])
-    with (tmp_path / "a.jsonl").open("a") as file:
-        file.write(line + "\n")
-    with pytest.raises(DataError, match=r"a.jsonl, line 2: no valid Question"):
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(QUESTION.to_json())}\n\n{line}\n")
+    with pytest.raises(DataError, match=r"a.jsonl, line 3: no valid Question"):
         read_jsonl(tmp_path / "a.jsonl", Question)
 
 
+def test_byte_order_mark_blank_lines_and_windows_line_ends_are_no_rows(tmp_path):
+    row = json.dumps(QUESTION.to_json()).encode()
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + row + b"\r\n\r\n  \n" + row)
+    assert read_jsonl(tmp_path / "a.jsonl", Question) == [QUESTION] * 2
+
+
 def test_prompt_is_question_options_strategy():
-    assert prompt_text(QUESTION, "[Direct election]") == (
+    assert schema.prompt_text(QUESTION, "[Direct election]") == (
         "Where, [MASK] \u202e?\nOptions: barn; freezer; hen house\n[Direct election]"
     )
+    views = {view for method in METHODS.values() for view in method.views}
+    assert set(schema.STRATEGY) == views | set(SCORINGS) - {"vote"}
 
 
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("So the answer is hen house.", 2),
-        ("the answer is (C) Hen house", 2),
-        ("The answer is (C).", 2),
+        *[(f"the answer is {said}", 2) for said in ("hen house.", "(C) Hen house", "(C).")],
         ("The answer is barn. No: the answer is freezer.", 1),
-        ("The answer is (J).", None),
-        ("The answer is a hen house.", None),
-        ("The barn is best.", None),
-        ("The answer is", None),
-        ("", None),
+        *[(f"The answer is {said}", None) for said in ("(J).", "a hen house.", "barn, not freezer.", "")],
+        *[(text, None) for text in ("The answer is\nbarn", "The barn is best.", "The answer is", "")],
     ],
 )
 def test_only_a_whole_option_after_the_answer_sentence_counts(text, answer):
     assert read_answer(text, OPTIONS) == answer
 
 
-@given(st.integers(0, 2), st.text(max_size=40))
-def test_every_answer_sentence_is_read_back(answer, before):
-    assert read_answer(before + " " + answer_text(OPTIONS, answer), OPTIONS) == answer
+DRESSES = ": {}.|${}$|“{}”|\"{}.\"|'{}'|{}!|**{}**.|__{}__|C. {}|(C) {}|**C.** {}"
 
 
-@given(st.text())
-def test_any_text_is_parsed_without_error(text):
-    assert read_answer(text, OPTIONS) in (None, 0, 1, 2)
+@pytest.mark.parametrize("dress", DRESSES.split("|"))
+def test_an_option_may_be_dressed(dress):
+    assert read_answer(f"{AFTER}{dress.format('hen house')}\nHens lay.", OPTIONS) == 2
+    assert read_answer(f"{AFTER}{dress.format('hen')}", OPTIONS) is None
 
 
-@pytest.fixture(scope="module")
-def outputs():
-    """Return 200 answers of each headline method to test questions: method, options, text, option read.
-
-    From the students of the default study and its control, spread evenly over all their test sets.
-    """
-    lines = (Path(__file__).parent / "student_outputs.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [(method, tuple(options.split("; ")), text, read) for method, options, text, read in rows]
+@pytest.mark.parametrize("letter", ["C", "C.", "(C)", "(C).", "**C**", "**(C).**", '(C)."'])
+def test_a_letter_counts_where_it_is_no_option_itself(letter):
+    assert read_answer(AFTER + letter, OPTIONS) == 2
+    assert read_answer(AFTER + letter, OPTIONS[:2]) is None
+    assert read_answer(AFTER + letter, ("C", "AB", "O")) == 0
 
 
-def read_by_words(text, options):
-    """Another reader, which compares words: what comes after the last "answer is" on its line."""
-    words = text.lower().replace("\n", " \n ").split(" ")
-    ends = [i for i in range(len(words) - 1) if words[i : i + 2] == ["answer", "is"]]
-    if not ends:
-        return None
-    said = words[ends[-1] + 2 :]
-    said = said[: said.index("\n")] if "\n" in said else said
-    bare = [[w.strip(".\"'*") for w in option.lower().split()] for option in options]
-    found = [i for i, option in enumerate(bare) if option == [w.strip(".\"'*") for w in said if w]]
-    return found[0] if len(found) == 1 else None
+@pytest.mark.parametrize(
+    ("stated", "options", "answer"),
+    [
+        *[("A. freezer", OPTIONS, 1), ("A. shed", OPTIONS, None)],  # our prompts have no letters
+        ("C. elegans", ("elegans", "C. elegans"), 1),
+        *[("tt.", ("TT", "Tt", "tt"), 2), ("tT.", ("TT", "Tt", "tt"), None)],
+        *[("5.", (".5", "50"), None), (".5.", ("5", ".5"), 1), ("-5", ("5", "6"), None)],
+        *[("5!", ("5", "120"), None), ("5!.", ("5", "5!"), 1), ('6".', ("6'", '6"'), 1)],
+        ('6".', ("6", "7"), 0),  # the whole sentence is quoted
+        ("10²", ("102", "10²"), 1),
+        ("hen house", ("hen\u00a0house", "barn"), 0),
+        ("hen  house\u00a0.", ("barn", "hen  house\u00a0"), 1),
+        ("ﬁsh’s tail", ("fish's tail", "barn"), 0),
+        *[(f"one{end}two.", ("one", "one\ntwo"), i) for end, i in (("\n", 1), ("\nOr ", 0), (" ", 1))],
+        *[("?.", ("!", "?", "."), 1), ("U.S..", ("U.K.", "U.S."), 1)],
+        ("barn", ("freezer", "Barn", "barn."), 1),  # equal options: the first
+    ],
+)
+def test_what_is_typed_comes_before_what_looks_alike(stated, options, answer):
+    assert read_answer(f"So the answer is {stated}", options) == answer
 
 
-def test_real_outputs_are_read_as_another_reader_reads_them(outputs):
-    assert Counter(method for method, *_ in outputs) == dict.fromkeys(
-        ("ft", "ft-cot", "ft-cot-long", "cf-distill"), 200
-    )
+EQUAL = ("Energy.|energy", "hen\u00a0house|hen  house", "“barn”|barn", "CO₂|CO2")
+UNEQUAL = ("TT|tt", "WW or ww|WW or Ww", ".5|5", "-5|5", "10²|102", "dogs'|dogs", "?|!")
+
+
+@pytest.mark.parametrize("pair", [*EQUAL, *UNEQUAL])
+def test_equal_options(pair):
+    one, other = pair.split("|")
+    assert schema.same_option(one, other) == schema.same_option(other, one) == (pair in EQUAL)
+    assert (schema.option_key(one) == schema.option_key(other)) == (pair in EQUAL)
+
+
+def test_real_outputs_are_read_as_people_read_them():
+    """200 answers of each headline method, of the default study and its control, from all their test sets."""
+    lines = Path(__file__).with_name("student_outputs.jsonl").read_text(encoding="utf-8").splitlines()
+    outputs = [json.loads(line) for line in lines]
     for _, options, text, read in outputs:
-        assert read_answer(text, options) == read == read_by_words(text, options), text
-
-
-def test_real_outputs_hold_what_a_reader_must_tell_apart(outputs):
-    """An option that is only mentioned, or named in other words, is not what the text settles on."""
-    unread = [(options, text) for _, options, text, read in outputs if read is None]
-    assert {method for method, *_, read in outputs if read is None} == {method for method, *_ in outputs}
-    assert sum(any(o.lower() in text.lower() for o in options) for options, text in unread) > 20
-    assert sum(text.count("answer is") == 1 for _, text in unread) > 100
+        assert read_answer(text, options.split("; ")) == read, text
+    methods = Counter(method for method, *_ in outputs)
+    assert methods == dict.fromkeys(("ft", "ft-cot", "ft-cot-long", "cf-distill"), 200)

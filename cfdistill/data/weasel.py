@@ -1,28 +1,30 @@
-"""The `weasel` testbed: questions whose causal words, lures and counterfactuals are known.
-
-A scene (see `scenes/README.md`) has a topic that suggests one option, its stereotype, and cues that
-decide the answer. Swapping the cue flips the answer. `spurious_rate` sets how often the stereotype is
-right in training; the test splits then break that correlation.
-"""
-
-from __future__ import annotations
+"""The `weasel` testbed: questions whose causal words, lures and counterfactuals are known."""
 
 import hashlib
 import json
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from cfdistill.errors import DataError
+from cfdistill.files import sha256
 from cfdistill.params import Params
 from cfdistill.schema import Question
 
+BANK = Path(__file__).with_name("scenes")
 FORMATS = ("commonsense", "qualitative", "composition", "science")
-ALL = "weasel-all"  # the four together, for joint training
 TEST_SPLITS = ("id", "shift", "new")
 TRAIN_FRAMES, TEST_FRAME = (0, 1), 2  # no wording of a test question is ever trained on
+REACHING = {  # the parameters that change a split, beside data_seed
+    "train": ("train_scenes", "spurious_rate", "train_questions"),
+    "validation": ("train_scenes", "spurious_rate", "train_questions", "validation_questions"),
+    "id": ("train_scenes", "spurious_rate", "test_questions"),
+    "shift": ("train_scenes", "test_questions"),
+    "new": ("new_questions",),
+}
 
 
 @dataclass(frozen=True, eq=False)  # scenes are compared by identity
@@ -49,78 +51,9 @@ class Scene:
 
     def reachable(self) -> list[int]:
         """Return the non-stereotype variants that counterfactuals may show; the rest is held out."""
-        variants = [v for v in range(len(self.cues)) if v != self.stereotype]
-        variants.sort(key=lambda v: _hash(f"{self.id}/{v}"))
+        others = (v for v in range(len(self.cues)) if v != self.stereotype)
+        variants = sorted(others, key=lambda v: _hash(f"{self.id}/{v}"))
         return sorted(variants[: (len(variants) + 1) // 2])
-
-
-def makes_right(question_id: str, option: str, words: str) -> float:
-    """Tell by the scene bank whether words put into a question's slot make an option right.
-
-    Returns:
-        1.0 if they are one of the option's cues, 0.0 if not, NaN if the question is no testbed's.
-    """
-    scenes = {s.id: s for format in FORMATS for s in load_scenes(format)}
-    scene = scenes.get(question_id.partition(".")[0])
-    if scene is None:
-        return float("nan")
-    return float(words.lower() in (cue.lower() for cue in scene.cues[scene.options.index(option)]))
-
-
-def fill_slot(text: str, slot: str, words: str) -> str:
-    """Put words into a slot, with a capital where the slot opens a sentence."""
-    before = text.partition(slot)[0].rstrip()
-    if not before or before[-1] in ".?!":
-        words = words[:1].upper() + words[1:]
-    return text.replace(slot, words, 1)
-
-
-@cache
-def load_scenes(format: str) -> tuple[Scene, ...]:
-    """Return all scenes of one format ("commonsense", "qualitative", "composition", "science")."""
-    text = files("cfdistill.data").joinpath(f"scenes/{format}.jsonl").read_text(encoding="utf-8")
-    return tuple(Scene(**json.loads(line)) for line in text.splitlines())
-
-
-def load(name: str, split: str, params: Params) -> list[Question]:
-    """Sample one split of `weasel-<format>`.
-
-    Splits: `train` and `validation` (seen scenes, training wordings, spurious_rate ρ), `id` (seen
-    scenes, test wording, same ρ), `shift` (seen scenes, test wording, answers uniform over the
-    non-stereotype variants), `new` (unseen scenes, answers uniform over all variants). `weasel-all`
-    puts the four formats together, each with as many scenes and questions as it has alone.
-
-    Raises:
-        DataError: the split is unknown, or the scenes cannot supply the questions asked for.
-    """
-    if name == ALL:
-        parts = [load(f"weasel-{format}", split, params) for format in FORMATS]
-        return [replace(question, dataset=ALL) for part in parts for question in part]
-    seen = seen_scenes(name, params)
-    if split == "train":
-        picks = _train_picks(name, seen, params)
-    elif split == "validation":
-        used = set(_train_picks(name, seen, params))
-        picks = _mixed_picks(f"{name}.{split}", seen, params, params.validation_questions, TRAIN_FRAMES, used)
-    elif split == "id":
-        wanted = min(params.test_questions, 2 * len(seen))  # a scene has two cues for its stereotype
-        picks = _mixed_picks(f"{name}.{split}", seen, params, wanted, (TEST_FRAME,), set())
-    elif split == "shift":
-        pools = [(s, [v for v in range(len(s.cues)) if v != s.stereotype]) for s in seen]
-        picks = _uniform_picks(f"{name}.{split}", pools, params.data_seed, params.test_questions)
-    elif split == "new":
-        pools = [(s, list(range(len(s.cues)))) for s in load_scenes(_format(name)) if not s.is_seen()]
-        picks = _uniform_picks(f"{name}.{split}", pools, params.data_seed, params.new_questions)
-    else:
-        raise DataError(f"{name} has no split {split!r}; it has train, validation, {', '.join(TEST_SPLITS)}")
-    return [make_question(name, split, pick, params.data_seed) for pick in picks]
-
-
-def seen_scenes(name: str, params: Params) -> list[Scene]:
-    """Return the seen scenes that a study trains on: `train_scenes` of them, drawn by `data_seed`."""
-    seen = [scene for scene in load_scenes(_format(name)) if scene.is_seen()]
-    random.Random(f"{params.data_seed}/{name}").shuffle(seen)
-    return seen[: params.train_scenes or None]
 
 
 class Pick(NamedTuple):
@@ -132,23 +65,87 @@ class Pick(NamedTuple):
     cue: int
 
 
-def _train_picks(name: str, seen: list[Scene], params: Params) -> list[Pick]:
-    return _mixed_picks(f"{name}.train", seen, params, params.train_questions, TRAIN_FRAMES, set())
+def load_scenes(format: str) -> tuple[Scene, ...]:
+    """Return all scenes of one of FORMATS."""
+    path = BANK / f"{format}.jsonl"
+    return _read_scenes(path, sha256(path))
+
+
+@cache
+def _read_scenes(path: Path, digest: str) -> tuple[Scene, ...]:
+    return tuple(Scene(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def bank_hash(formats: Sequence[str] = FORMATS) -> str:
+    """Return the SHA-256 of the bank's files of these formats, one after the other."""
+    return hashlib.sha256(b"".join((BANK / f"{name}.jsonl").read_bytes() for name in formats)).hexdigest()
+
+
+def makes_right(question_id: str, option: str, words: str) -> float:
+    """Return 1.0 if the words are a cue for the option in the question's scene, else 0.0; NaN: no scene."""
+    for scene in (scene for format in FORMATS for scene in load_scenes(format)):
+        if scene.id == question_id.partition(".")[0]:
+            return float(words.lower() in map(str.lower, scene.cues[scene.options.index(option)]))
+    return float("nan")
+
+
+def fill_slot(text: str, slot: str, words: str) -> str:
+    """Put words into a slot, with a capital where the slot opens a sentence."""
+    before = text.partition(slot)[0].rstrip()
+    opens = not before or before[-1] in ".?!"
+    return text.replace(slot, words[:1].upper() + words[1:] if opens else words, 1)
+
+
+def facts(name: str, splits: Sequence[str], params: Params) -> dict[str, Any]:
+    """Return what reaches these splits: the parameters that change them, and the scenes by content."""
+    names = {"data_seed", *(parameter for split in splits for parameter in REACHING[split])}
+    return {"bank": bank_hash([name.removeprefix("weasel-")]), **params.model_dump(include=names)}
+
+
+def load(name: str, split: str, params: Params) -> list[Question]:
+    """Sample a split of `weasel-<format>`; docs/data.md says what each split is for."""
+    if split not in REACHING:
+        raise DataError(f"{name} has no split {split!r}; it has {', '.join(REACHING)}")
+    return [make_question(name, split, pick, params.data_seed) for pick in _picks(name, split, params)]
+
+
+def seen_scenes(name: str, params: Params) -> list[Scene]:
+    """Return the seen scenes that a study trains on: `train_scenes` of them, drawn by `data_seed`."""
+    seen = [scene for scene in load_scenes(name.removeprefix("weasel-")) if scene.is_seen()]
+    random.Random(f"{params.data_seed}/{name}").shuffle(seen)
+    return seen[: params.train_scenes or None]
+
+
+def _picks(name: str, split: str, params: Params) -> list[Pick]:
+    """Draw the surface forms of a split."""
+    label, seen = f"{name}.{split}", seen_scenes(name, params)
+    if split == "new":
+        unseen = [scene for scene in load_scenes(name.removeprefix("weasel-")) if not scene.is_seen()]
+        return _uniform_picks(label, unseen, params.data_seed, params.new_questions)
+    if split == "shift":
+        return _uniform_picks(label, seen, params.data_seed, params.test_questions)
+    if split == "id":
+        wanted = min(params.test_questions, 2 * len(seen))  # a scene has two cues for its stereotype
+        return _mixed_picks(label, seen, params, wanted, (TEST_FRAME,), [])
+    used = _picks(name, "train", params) if split == "validation" else []
+    wanted = params.validation_questions if split == "validation" else params.train_questions
+    return _mixed_picks(label, seen, params, wanted, TRAIN_FRAMES, used)
 
 
 def _mixed_picks(
-    label: str, scenes: list[Scene], params: Params, wanted: int, frames: tuple[int, ...], used: set[Pick]
+    label: str, scenes: list[Scene], params: Params, wanted: int, frames: Sequence[int], used: list[Pick]
 ) -> list[Pick]:
-    """Draw questions of which a share of exactly `spurious_rate` has the stereotype as answer.
-
-    Scenes take turns, so that each appears about equally often. A scene that has run out of the
-    wanted kind of wording passes its turn on; too few in all is a DataError.
-    """
+    """Draw questions, `spurious_rate` of them with the stereotype as answer; scenes take turns."""
     rng = random.Random(f"{params.data_seed}/{label}")
     picks: list[Pick] = []
     stereotypes = round(params.spurious_rate * wanted)
-    for kind, count in ((True, stereotypes), (False, wanted - stereotypes)):
-        left = {scene: _wordings(scene, kind, frames, used, rng) for scene in scenes}
+    for kind, count in (("", stereotypes), ("not ", wanted - stereotypes)):
+        left = {}
+        for scene in scenes:
+            variants = scene.reachable() if kind else [scene.stereotype]
+            wordings = (Pick(scene, f, v, c) for f in frames for v in variants for c in range(2))
+            left[scene] = [pick for pick in wordings if pick not in used]
+            rng.shuffle(left[scene])
         turns = [scene for scene in scenes if left[scene]]
         rng.shuffle(turns)
         chosen: list[Pick] = []
@@ -156,28 +153,17 @@ def _mixed_picks(
             chosen += [left[scene].pop() for scene in turns[: count - len(chosen)]]
             turns = [scene for scene in turns if left[scene]]
         if len(chosen) < count:
-            raise DataError(
-                f"{label}: {len(scenes)} scenes supply {len(chosen)} of the {count} questions wanted whose "
-                f"answer is {'' if kind else 'not '}the stereotype; raise train_scenes or ask for fewer"
-            )
+            told = f"{label}: {len(scenes)} scenes supply {len(chosen)} of the {count} questions wanted"
+            raise DataError(f"{told} whose answer is {kind}the stereotype; raise train_scenes")
         picks += chosen
     rng.shuffle(picks)
     return picks
 
 
-def _wordings(
-    scene: Scene, stereotype: bool, frames: tuple[int, ...], used: set[Pick], rng: random.Random
-) -> list[Pick]:
-    variants = [scene.stereotype] if stereotype else scene.reachable()
-    picks = [Pick(scene, f, v, c) for f in frames for v in variants for c in range(2)]
-    picks = [pick for pick in picks if pick not in used]
-    rng.shuffle(picks)
-    return picks
-
-
-def _uniform_picks(label: str, pools: list[tuple[Scene, list[int]]], seed: int, wanted: int) -> list[Pick]:
-    """Draw test questions with answers uniform over each scene's pool; scenes take turns."""
+def _uniform_picks(label: str, scenes: list[Scene], seed: int, wanted: int) -> list[Pick]:
+    """Draw test questions with any answer equally often, but never the stereotype of a seen scene."""
     rng = random.Random(f"{seed}/{label}")
+    pools = [(s, [v for v in range(len(s.cues)) if v != s.stereotype or not s.is_seen()]) for s in scenes]
     for _, variants in pools:
         rng.shuffle(variants)
     rounds = [
@@ -195,12 +181,8 @@ def make_question(name: str, split: str, pick: Pick, seed: int) -> Question:
     question_id = f"{scene.id}.f{frame}.v{variant}.c{cue}"
     order = list(range(len(scene.options)))
     random.Random(f"{seed}/{question_id}").shuffle(order)
-    if variant == scene.stereotype:
-        subset = "stereotype"
-    elif scene.is_seen():
-        subset = "reachable" if variant in scene.reachable() else "heldout"
-    else:
-        subset = ""
+    subset = ("reachable" if variant in scene.reachable() else "heldout") if scene.is_seen() else ""
+    targets = [v for v in scene.reachable() if v != variant] or [scene.stereotype]  # with two options: back
     return Question(
         id=question_id,
         dataset=name,
@@ -208,21 +190,12 @@ def make_question(name: str, split: str, pick: Pick, seed: int) -> Question:
         stem=scene.stem(frame, variant, cue),
         options=tuple(scene.options[i] for i in order),
         answer=order.index(variant),
-        targets=tuple(sorted(order.index(v) for v in _targets(scene, variant))),
+        targets=tuple(sorted(order.index(v) for v in targets)),
         scene=scene.id,
         cue=scene.cues[variant][cue],
         stereotype=order.index(scene.stereotype),
-        subset=subset,
+        subset="stereotype" if variant == scene.stereotype else subset,
     )
-
-
-def _targets(scene: Scene, variant: int) -> list[int]:
-    """Return what a counterfactual may turn to; with two options, back to the stereotype."""
-    return [v for v in scene.reachable() if v != variant] or [scene.stereotype]
-
-
-def _format(name: str) -> str:
-    return name.removeprefix("weasel-")
 
 
 def _hash(text: str) -> int:

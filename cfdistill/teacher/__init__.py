@@ -1,5 +1,5 @@
 """The teacher: one client, one cache, five prompts, three backends."""
 
-from cfdistill.teacher.client import Teacher
+from cfdistill.teacher.client import Teacher, cache_path, cache_state, differing, identity
 
-__all__ = ["Teacher"]
+__all__ = ["Teacher", "cache_path", "cache_state", "differing", "identity"]

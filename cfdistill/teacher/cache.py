@@ -1,314 +1,170 @@
-"""Every answer the teacher ever gave, in one SQLite file.
+"""Every answer the teacher ever gave, in one SQLite file, committed before anything uses it."""
 
-An answer is committed before anything uses it, so a killed run never pays for it again. The file can
-be copied, shared and replayed. `PRAGMA user_version` holds the layout's version; a file of an older
-layout is brought up to date when it is opened.
-"""
-
-from __future__ import annotations
-
-import functools
 import json
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, Self, get_type_hints
+from typing import Annotated, Any, NamedTuple, Self, get_type_hints
 
 from filelock import FileLock
+from pydantic import Field
 
 from cfdistill.errors import TeacherError
 
-# Step i takes a file from layout i to layout i + 1. Files out there have every layout since the first,
-# so a step is never changed: a new layout is a new step, and a new field of Answer at its end.
-MIGRATIONS = (
-    """
-    CREATE TABLE answers (
+LAYOUT = 2  # of the table; stands in the file as `PRAGMA user_version`
+TABLE = f"""
+    BEGIN IMMEDIATE;
+    CREATE TABLE IF NOT EXISTS answers (
       key TEXT PRIMARY KEY, task TEXT NOT NULL, base_url TEXT NOT NULL, model TEXT NOT NULL,
       response TEXT NOT NULL, served_model TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
-      completion_tokens INTEGER NOT NULL, latency_s REAL NOT NULL, created TEXT NOT NULL
-    )
-    """,
-    "ALTER TABLE answers ADD COLUMN batched INTEGER NOT NULL DEFAULT 0",
-)
-LAYOUT = len(MIGRATIONS)
+      completion_tokens INTEGER NOT NULL, latency_s REAL NOT NULL, created TEXT NOT NULL,
+      batched INTEGER NOT NULL DEFAULT 0
+    );
+    PRAGMA user_version = {LAYOUT};
+    COMMIT;
+"""
+KIND = "model, base_url, served_model, task, batched"  # what totals tell apart
 BUSY_TIMEOUT_S = 30.0
 NO_COMPLETION = (LookupError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError)
+Count = Annotated[int, Field(ge=0, lt=2**63)]  # what SQLite can hold
 
 
 class Answer(NamedTuple):
     """One row of the table `answers`; the columns in order."""
 
-    key: str  # SHA-256 of everything that can change the answer
+    key: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # SHA-256 of all that can change the answer
     task: str
     base_url: str
     model: str  # as asked for
     response: str  # raw response body, JSON
     served_model: str  # as the response names it
-    prompt_tokens: int
-    completion_tokens: int
-    latency_s: float
+    prompt_tokens: Count
+    completion_tokens: Count
+    latency_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     created: str  # ISO 8601, UTC
-    batched: int = 0  # 1: bought through the Batch API, at its price
+    batched: Annotated[int, Field(ge=0, le=1)] = 0  # 1: bought through the Batch API, at its price
 
     @classmethod
-    def read(
-        cls,
-        response: str,
-        *,
-        key: str = "",
-        task: str = "",
-        base_url: str = "",
-        model: str = "",
-        latency_s: float = 0.0,
-        batched: int = 0,
-    ) -> Self:
-        """Build an answer from a raw response body.
-
-        A refusal, or a message without text, is an answer: it was paid for, and its reader rejects it.
-
-        Raises:
-            ValueError: it is no chat completion.
-        """
-        try:
-            body = json.loads(response)
-            usage = body.get("usage") or {}
-            answer = cls(
-                key=key,
-                task=task,
-                base_url=base_url,
-                model=model,
-                response=response,
-                served_model=str(body.get("model") or ""),
-                prompt_tokens=_count(usage.get("prompt_tokens")),
-                completion_tokens=_count(usage.get("completion_tokens")),
-                latency_s=latency_s,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-                batched=batched,
-            )
-            _ = answer.text
-        except NO_COMPLETION as error:
-            raise ValueError(f"no chat completion ({type(error).__name__})") from error
-        return answer
+    def read(cls, body: str, key: str, task: str, base_url: str, model: str, latency_s: float = 0.0) -> Self:
+        """Build an answer from a raw response body; ValueError when it is no chat completion."""
+        _, served, sent, written = read_completion(body)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(key, task, base_url, model, body, served, sent, written, latency_s, created)
 
     @property
     def text(self) -> str:
         """The message of the response; empty when the model refused."""
-        content = json.loads(self.response)["choices"][0]["message"].get("content") or ""
-        if not isinstance(content, str):
-            raise TypeError("a message that is no text")
-        return content.encode("utf-8", "replace").decode()  # half an emoji cannot be written to a file
+        return read_completion(self.response)[0]
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the response, which tells answers to one key apart."""
+        return sha256(self.response.encode()).hexdigest()
 
 
-def _count(tokens: Any) -> int:
-    count = int(tokens or 0)
-    if not 0 <= count < 2**63:  # what SQLite can hold
-        raise ValueError("no number of tokens")
-    return count
+def read_completion(response: str) -> tuple[str, str, int, int]:
+    """Return text, model, prompt tokens and completion tokens; ValueError when it is no chat completion."""
+    try:
+        body = json.loads(response)
+        # A refusal has no content, but is an answer: it was paid for, and its reader rejects it.
+        content, usage = body["choices"][0]["message"].get("content") or "", body.get("usage") or {}
+        sent, written = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
+        if not (isinstance(content, str) and 0 <= sent < 2**63 and 0 <= written < 2**63):
+            raise ValueError("no text, or no number of tokens")
+        # half an emoji cannot be written to a file
+        text, model = (t.encode("utf-8", "replace").decode() for t in (content, str(body.get("model") or "")))
+        return text, model, sent, written
+    except NO_COMPLETION as error:
+        raise ValueError(f"no chat completion ({type(error).__name__})") from error
 
 
-class Total(NamedTuple):
-    """How many answers of one kind a cache holds; the first five fields are the kind."""
-
-    model: str
-    base_url: str
-    served_model: str
-    task: str
-    batched: int
-    answers: int
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class Source(NamedTuple):
-    """Whose answers a cache holds."""
-
-    base_url: str
-    model: str
-
-
-@functools.cache
-def _types(kind: type) -> tuple[type, ...]:
-    return tuple(get_type_hints(kind).values())
-
-
+TYPES = tuple(get_type_hints(Answer).values())
 COLUMNS = ", ".join(Answer._fields)
-KIND = ", ".join(Total._fields[:5])
+INSERT = f"INSERT OR IGNORE INTO answers ({COLUMNS}) VALUES ({', '.join('?' * len(TYPES))})"
 
 
 class Cache:
-    """An open cache file; one connection, used by one thread at a time."""
+    """An open cache file, used by one thread at a time; made when missing, unless `read_only`."""
 
-    def __init__(self, path: Path, *, read_only: bool = False, durable: bool = True) -> None:
-        """Open the file, creating it or bringing its layout up to date unless it is only to be read.
-
-        Args:
-            path: the file.
-            read_only: never change it.
-            durable: wait for the disk at each commit, so that answers outlive a power cut, too.
-
-        Raises:
-            TeacherError: it is missing, damaged, of a newer layout, or not a teacher cache; the file
-                is left as it was.
-        """
-        self.path = path
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path, mode = path, "ro" if read_only else "rwc"
         if read_only and not path.is_file():
             raise TeacherError(f"{path} is missing; set teacher_cache to a file of recorded answers")
         with self._errors():
             if not read_only:
                 path.parent.mkdir(parents=True, exist_ok=True)
+            elif not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
+                mode = "ro&immutable=1"  # or SQLite would write beside the file
             self._db = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
+                f"{path.absolute().as_uri()}?mode={mode}",
                 uri=True,
                 timeout=BUSY_TIMEOUT_S,
-                isolation_level=None,  # every statement commits at once
+                isolation_level=None,  # every statement commits at once, and waits for the disk
                 check_same_thread=False,  # the client's event loop runs in a thread of its own
             )
-            with ExitStack() as unless_opened:
-                unless_opened.callback(self.close)
-                self._check_layout(read_only)
-                self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-                unless_opened.pop_all()
+            tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
+            (layout,) = self._db.execute("PRAGMA user_version").fetchone()
+            if (tables or layout or read_only) and ("answers" not in tables or layout != LAYOUT):
+                told = f"{path} (left as it was) is no teacher cache of layout {LAYOUT} (its layout: {layout}"
+                raise TeacherError(f"{told}); choose another teacher_cache, or the cfdistill that made it")
+            if not tables:
+                with FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S):  # switching to WAL does not wait
+                    self._db.execute("PRAGMA journal_mode = WAL")
+                    self._db.executescript(TABLE)
 
-    def _check_layout(self, read_only: bool) -> None:
-        layout = self._layout()
-        if layout > LAYOUT:
-            raise TeacherError(
-                f"teacher cache {self.path} has layout {layout}, this version knows {LAYOUT}; update "
-                "cfdistill or choose another teacher_cache (the file was left as it is)"
-            )
-        if layout < LAYOUT and read_only:
-            self._copy_into_memory(layout)
-        elif layout < LAYOUT:
-            # SQLite's own timeout does not cover the switch to WAL, so openers take turns.
-            with FileLock(f"{self.path}.lock", timeout=BUSY_TIMEOUT_S):
-                self._migrate()
-
-    def _layout(self) -> int:
-        """Return the file's layout; 0 for a file without tables."""
-        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
-        layout: int = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if tables and (layout < 1 or "answers" not in tables):
-            raise TeacherError(f"{self.path} is no teacher cache; choose another teacher_cache")
-        return layout
-
-    def _copy_into_memory(self, layout: int) -> None:
-        """Read a file of an older layout through a copy that can be changed."""
-        if layout < 1:
-            raise TeacherError(f"{self.path} is no teacher cache; choose another teacher_cache")
-        file, self._db = self._db, sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        with closing(file):
-            file.backup(self._db)
-        self._migrate()
-
-    def _migrate(self) -> None:
-        """Take the missing steps in one transaction: all of them or, after any error, none."""
-        if self._layout() == 0:
-            self._db.execute("PRAGMA journal_mode = WAL")
-        with self._transaction():
-            for step in MIGRATIONS[self._layout() :]:
-                self._db.execute(step)
-            self._db.execute(f"PRAGMA user_version = {LAYOUT}")
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
 
     def get(self, keys: Iterable[str]) -> dict[str, Answer]:
         """Return the answers that are there, by key, in one query."""
-        with self._errors():
-            rows = self._db.execute(
-                f"SELECT {COLUMNS} FROM answers WHERE key IN (SELECT value FROM json_each(?))",
-                (json.dumps(list(keys)),),
-            )
-            return {row[0]: self._answer(row) for row in rows}
+        wanted = "WHERE key IN (SELECT value FROM json_each(?))"
+        return {answer.key: answer for answer in self.answers(wanted, json.dumps(list(keys)))}
 
-    def put(self, answer: Answer) -> bool:
-        """Store and commit an answer; the first one to a key stays. Tells whether this was the first."""
+    def answers(self, which: str = "ORDER BY key", *values: str) -> Iterator[Answer]:
+        """Yield every answer, by key, as they are at one moment."""
         with self._errors():
-            marks = ", ".join("?" * len(answer))
-            done = self._db.execute(f"INSERT OR IGNORE INTO answers ({COLUMNS}) VALUES ({marks})", answer)
-            return done.rowcount == 1
+            for row in self._db.execute(f"SELECT {COLUMNS} FROM answers {which}", values):
+                try:
+                    if tuple(map(type, row)) != TYPES:  # which SQLite does not enforce
+                        raise ValueError("a value of another type")
+                    _ = Answer(*row).text
+                except ValueError as error:
+                    raise sqlite3.DatabaseError(f"answer {row[0]!r:.80}: {error}") from error
+                yield Answer(*row)
 
     def put_all(self, answers: Iterable[Answer]) -> Counter[str]:
-        """Store answers in one transaction: all of them or, after any error, none.
-
-        Returns:
-            How many were `new`, `known` (the same response was there) and `conflicting` (another one was
-            there, and stays).
-        """
+        """Store all answers or, after any error, none; the first to a key stays, others are `conflicting`."""
         counts: Counter[str] = Counter(new=0, known=0, conflicting=0)
-        with self._errors(), self._transaction():
+        with self._errors(), self._db:  # which commits, or rolls back
+            self._db.execute("BEGIN IMMEDIATE")
             for answer in answers:
-                if self.put(answer):
+                if self._db.execute(INSERT, answer).rowcount == 1:
                     counts["new"] += 1
                 else:
                     same = self.get([answer.key])[answer.key].response == answer.response
                     counts["known" if same else "conflicting"] += 1
         return counts
 
-    def answers(self) -> Iterator[Answer]:
-        """Yield every answer, by key, as they are at one moment."""
+    def totals(self) -> list[dict[str, Any]]:
+        """Return how many answers and tokens there are, one row for each KIND of answers."""
+        counted = "count(*) AS answers, sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS "
+        query = f"SELECT {KIND}, {counted} completion_tokens FROM answers GROUP BY {KIND} ORDER BY {KIND}"
         with self._errors():
-            for row in self._db.execute(f"SELECT {COLUMNS} FROM answers ORDER BY key"):
-                yield self._answer(row)
-
-    def totals(self) -> list[Total]:
-        """Return how many answers and tokens there are, one row per kind of answer."""
-        with self._errors():
-            rows = self._db.execute(
-                f"SELECT {KIND}, count(*), sum(prompt_tokens), sum(completion_tokens) "
-                f"FROM answers GROUP BY {KIND} ORDER BY {KIND}"
-            )
-            return [Total(*self._checked(row, Total)) for row in rows]
-
-    def sources(self) -> list[Source]:
-        """Return whose answers the file holds."""
-        with self._errors():
-            rows = self._db.execute("SELECT DISTINCT base_url, model FROM answers ORDER BY 1, 2")
-            return [Source(*self._checked(row, Source)) for row in rows]
-
-    def _answer(self, row: tuple[Any, ...]) -> Answer:
-        answer = Answer(*self._checked(row, Answer))
-        try:
-            _ = answer.text
-        except NO_COMPLETION as error:
-            raise self._damaged(f"answer {answer.key} is no chat completion") from error
-        return answer
-
-    def _checked(self, row: tuple[Any, ...], kind: type) -> tuple[Any, ...]:
-        """Return a row whose values have their types, which SQLite does not enforce."""
-        if tuple(map(type, row)) != _types(kind):
-            raise self._damaged(f"a row of {str(row[:5])[:200]}")
-        return row
-
-    def _damaged(self, reason: object) -> TeacherError:
-        return TeacherError(
-            f"teacher cache {self.path} is damaged ({reason}); it was left as it is: move it away or "
-            "put back a copy, then run again"
-        )
-
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.rollback()  # does nothing when SQLite has done so itself, as on a full disk
-            raise
+            found = self._db.execute(query)
+            names = [name for name, *_ in found.description]
+            return [dict(zip(names, row, strict=True)) for row in found]
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         """Turn SQLite's errors into one sentence."""
         try:
             yield
-        except (sqlite3.OperationalError, OSError) as error:
-            raise TeacherError(
-                f"teacher cache {self.path} cannot be used ({error}); check its folder, permissions, free "
-                "space and whether another program holds it, then run again"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise self._damaged(error) from error
+        except (sqlite3.Error, OSError) as error:
+            told = f"teacher cache {self.path} cannot be used ({error}); it was left as it is; check"
+            raise TeacherError(f"{told} folder, permissions, free space and other programs") from error

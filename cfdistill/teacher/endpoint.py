@@ -1,42 +1,32 @@
-"""Asking an OpenAI-compatible endpoint: many requests at once, paced, capped, and stopped without loss.
-
-The SDK retries lost connections and HTTP 408, 409, 429 and 5xx with its own backoff, and waits as long as
-`Retry-After` says. `teacher_concurrency` tasks take one prompt after the other through it. All that is
-added here is around each attempt, first or repeated: its turn at the limits, and the budget.
-"""
-
-from __future__ import annotations
+"""Asking an OpenAI-compatible endpoint: many requests at once, paced, capped, and stopped without loss."""
 
 import asyncio
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import httpx2
 from openai import APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 
 from cfdistill.errors import TeacherError
-from cfdistill.teacher import offline
+from cfdistill.params import Params
+from cfdistill.teacher.budget import Budget, Pace, Usage, estimate_tokens
 from cfdistill.teacher.cache import Answer, Cache
-from cfdistill.teacher.client import Teacher
-from cfdistill.teacher.limits import Pace, estimate_tokens
+from cfdistill.teacher.offline import BASE_URL as OFFLINE_URL
 from cfdistill.teacher.prompts import Prompt
 
-Handler = Callable[[httpx2.Request], Any]
-Send = Callable[[], Awaitable[httpx2.Response]]
 RETRIES = 10  # of one request: by the SDK, or by us when the answer is no chat completion
 FIRST_RETRIES = 4  # before anything was answered: the address may be wrong, so say so soon
 SCHEMA_WORDS = ("response_format", "json_schema", "structured output")  # in a refusal of the schema
 
 
 @dataclass
-class _Call:
+class Call:
     """A prompt that has been begun."""
 
     tokens: tuple[int, int]  # of prompt and answer, estimated
@@ -45,80 +35,74 @@ class _Call:
     under_way: bool = False  # sent, and neither failed nor answered and stored
 
 
+@dataclass
 class Endpoint:
-    """One model at one address, and what this process has learnt about it.
+    """One model at one address, and what this process has learnt about it."""
 
-    Args:
-        teacher: whom to ask, within which limits, where to store; its budget and usage are kept up to date.
-        handler: answers requests in process instead of the endpoint.
-    """
+    params: Params
+    base_url: str
+    model: str
+    cache: Cache  # which gets the answers
+    budget: Budget
+    usage: Usage  # which is kept up to date
+    handler: Callable[..., Any] | None = None  # answers requests in its place
+    answered: bool = False  # anything, yet
+    takes_schema: bool = True  # as far as is known
 
-    def __init__(self, teacher: Teacher, handler: Handler | None = None) -> None:
-        self.teacher, self.params, self.handler = teacher, teacher.params, handler
+    def __post_init__(self) -> None:
         self.pace = Pace(self.params.teacher_requests_per_minute, self.params.teacher_tokens_per_minute)
-        self.answered = False  # anything, yet
-        self.takes_schema = True  # as far as is known
 
     def fetch(self, missing: Mapping[str, Prompt]) -> None:
-        """Ask for answers, by cache key, and commit them.
-
-        Works inside a running event loop. Ctrl-C, like an error, begins nothing new and lets the
-        requests under way finish, so that what was paid for is kept.
-
-        Raises:
-            TeacherError: an answer cannot be had.
-        """
+        """Ask for answers, by cache key, and commit them; Ctrl-C and errors let those under way finish."""
         self._stop = stop = threading.Event()
-        self._calls: dict[asyncio.Task[Any], _Call] = {}
         with ThreadPoolExecutor(max_workers=1) as thread:  # an event loop and thread of their own
             try:
                 thread.submit(asyncio.run, self._ask_all(missing)).result()
             except OpenAIError as error:  # it may quote the key, so it must not show in a traceback
-                raise TeacherError(explain(error, self.teacher.base_url, self.teacher.model)) from None
+                raise TeacherError(explain(error, self.base_url, self.model)) from None
             finally:
                 stop.set()
 
     async def _ask_all(self, missing: Mapping[str, Prompt]) -> None:
-        """Ask until all is answered, something fails, or the stop is set."""
-        todo = iter(missing.items())
-        self._store = _Store(self.teacher.cache)
-        watcher = asyncio.create_task(self._watch())
+        """Ask until all is answered, something fails, or the stop is set; raises the first error."""
+        self._calls: dict[asyncio.Task[Any] | None, Call] = {}
+        self._fresh: list[Answer] = []  # not committed yet
+        self._disk = asyncio.Lock()
+        todo, watcher = iter(missing.items()), asyncio.create_task(self._watch())
         try:
             async with self._connect() as client:
-                if not self.answered:  # one goes ahead, and finds out what the server takes
-                    await _run(self._work(client, islice(todo, 1)))
-                await _run(*(self._work(client, todo) for _ in range(self.params.teacher_concurrency)))
+                workers = [self._work(client, todo) for _ in range(self.params.teacher_concurrency)]
+                ended = await asyncio.gather(*workers, return_exceptions=True)
         finally:
             self._stop.set()
             await watcher
+        for error in ended:
+            if error and not isinstance(error, asyncio.CancelledError):
+                raise error
 
     async def _watch(self) -> None:
         """Once asked to stop, end the tasks that wait for their turn or another attempt."""
         await asyncio.to_thread(self._stop.wait)
         for task, call in self._calls.items():
-            if not call.under_way:
+            if task and not call.under_way:
                 task.cancel()
 
+    def _connect(self) -> AsyncOpenAI:
+        """Return a client whose every attempt, also those that the SDK repeats, goes through `_attempt`."""
+        transport = httpx2.MockTransport(self.handler) if self.handler else None
+        http_client = DefaultAsyncHttpxClient(transport=transport)
+        http_client.send = partial(self._attempt, http_client.send)  # type: ignore[method-assign]
+        key, timeout = api_key() if self.params.teacher == "live" else "none", self.params.teacher_timeout_s
+        return AsyncOpenAI(api_key=key, base_url=self.base_url, timeout=timeout, http_client=http_client)
+
     async def _work(self, client: AsyncOpenAI, prompts: Iterator[tuple[str, Prompt]]) -> None:
+        """Answer one prompt after the other."""
         try:
             for key, prompt in prompts:
-                if self._stop.is_set():
-                    return
                 await self._answer(client, key, prompt)
         except (OpenAIError, TeacherError):
             self._stop.set()
             raise
-
-    def _connect(self) -> AsyncOpenAI:
-        """Return a client whose every attempt, first or repeated, goes through `_attempt`."""
-        key = api_key() if self.params.teacher == "live" else "none"
-        transport = {"transport": httpx2.MockTransport(self.handler)} if self.handler else {}
-        return AsyncOpenAI(
-            api_key=key,
-            base_url=self.teacher.base_url,
-            timeout=self.params.teacher_timeout_s,
-            http_client=_HttpClient(self._attempt, **transport),
-        )
 
     async def _answer(self, client: AsyncOpenAI, key: str, prompt: Prompt) -> None:
         """Ask until there is a chat completion, and commit it."""
@@ -126,158 +110,95 @@ class Endpoint:
         for _ in range(1 + retries):
             if self._stop.is_set():
                 return
-            body = self._body(prompt)
-            call = self._calls[_this_task()] = _Call(estimate_tokens(prompt, self.params.teacher_max_tokens))
+            body = prompt.request(self.model, self.params.teacher_max_tokens)
+            if not self.takes_schema and body.pop("response_format", None):
+                self.usage.without_schema += 1
+            call = Call(estimate_tokens(prompt, self.params.teacher_max_tokens))
+            self._calls[asyncio.current_task()] = call
             try:
                 # Not chat.completions.create: converting the messages would take most of the time here.
                 response = await client.post(
-                    "/chat/completions",
-                    body=body,
-                    cast_to=httpx2.Response,
-                    options={"max_retries": retries},
+                    "/chat/completions", body=body, cast_to=httpx2.Response, options={"max_retries": retries}
                 )
-                text = response.content.decode("utf-8", "replace")
-                try:
-                    answer = self.teacher.read(text, key, prompt.task, latency_s=call.latency_s)
-                except ValueError:  # no chat completion, whatever its content type
-                    self.teacher.usage.broken += 1
-                    self._settle(call, *call.tokens)  # it may well have been billed
-                    continue
-                await self._store.keep(answer)
-                self._settle(call, answer.prompt_tokens, answer.completion_tokens)
-                self.answered = True
-                return
+                if await self._keep(response, key, prompt, call):
+                    return
             except APIStatusError as error:
-                if "response_format" not in body or not _refuses_schema(error):
+                told, refused = error.response.text.lower(), error.status_code in (400, 422, 501)
+                if "response_format" not in body or not (refused and any(w in told for w in SCHEMA_WORDS)):
                     raise
                 self.takes_schema = False
             finally:
                 call.under_way = False
-        raise TeacherError(
-            f"{self.teacher.base_url} answered {1 + retries} times, but not with a chat completion; check "
-            "teacher_base_url, which usually ends in /v1"
-        )
+        told = f"{self.base_url} answered {1 + retries} times, but not with a chat completion"
+        raise TeacherError(f"{told}; check teacher_base_url, which usually ends in /v1")
 
-    def _body(self, prompt: Prompt) -> dict[str, Any]:
-        """Return the body to send: as wished, but without a schema that the server has refused."""
-        body = self.teacher.request(prompt)
-        if not self.takes_schema and body.pop("response_format", None):
-            self.teacher.usage.without_schema += 1
-        return body
-
-    async def _attempt(self, send: Send) -> httpx2.Response:
+    async def _attempt(
+        self, send: Callable[..., Awaitable[httpx2.Response]], *request: Any, **options: Any
+    ) -> httpx2.Response:
         """Send one request of the current task's call; a successful one is under way until it is stored."""
-        call, succeeded = self._calls[_this_task()], False
+        call, succeeded = self._calls[asyncio.current_task()], False
         prompt_tokens, usual = call.tokens
         await self.pace.wait(prompt_tokens + usual)
         if self._stop.is_set():  # the watcher has not come round to this task
             raise asyncio.CancelledError
-        longest = self.params.teacher_max_tokens or usual
-        call.reserved_usd = self.teacher.budget.reserve(prompt_tokens, longest)
+        call.reserved_usd = self.budget.reserve(prompt_tokens, self.params.teacher_max_tokens or usual)
         call.under_way = True
-        self.teacher.usage.requests += 1
+        self.usage.requests += 1
         began = time.perf_counter()
         try:
-            response = await send()
+            response = await send(*request, **options)
             succeeded = response.is_success
             return response
         finally:
             call.latency_s = round(time.perf_counter() - began, 4)
             if not succeeded:
-                self.teacher.budget.settle(call.reserved_usd, 0, 0)
+                self.budget.settle(call.reserved_usd, 0, 0)
                 call.under_way = False
-                if self._stop.is_set():
-                    _this_task().cancel()  # else the SDK would wait for the next attempt
+                if self._stop.is_set():  # else the SDK would wait for the next attempt
+                    raise asyncio.CancelledError
 
-    def _settle(self, call: _Call, prompt_tokens: int, completion_tokens: int) -> None:
-        self.pace.correct(prompt_tokens + completion_tokens - sum(call.tokens))
-        self.teacher.budget.settle(call.reserved_usd, prompt_tokens, completion_tokens)
-
-
-class _HttpClient(DefaultAsyncHttpxClient):
-    """The SDK's own HTTP client, with every attempt and its whole response inside `attempt`."""
-
-    def __init__(self, attempt: Callable[[Send], Awaitable[httpx2.Response]], **options: Any) -> None:
-        super().__init__(**options)
-        self._attempt = attempt
-
-    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        return await self._attempt(partial(super().send, request, **options))
-
-
-class _Store:
-    """Commits answers together with those that come in while the disk is busy with others."""
-
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
-        self._fresh: list[Answer] = []
-        self._lock = asyncio.Lock()
-
-    async def keep(self, answer: Answer) -> None:
-        """Return when the answer is committed.
-
-        Raises:
-            TeacherError: the cache cannot be written.
-        """
+    async def _keep(self, response: httpx2.Response, key: str, prompt: Prompt, call: Call) -> bool:
+        """Commit an answer, with those that came in while the disk was busy; False when it is none."""
+        text = response.content.decode("utf-8", "replace")
+        try:
+            answer = Answer.read(text, key, prompt.task, self.base_url, self.model, call.latency_s)
+        except ValueError:
+            self.usage.broken += 1
+            self.budget.settle(call.reserved_usd, *call.tokens)  # it may well have been billed
+            return False
         self._fresh.append(answer)
-        async with self._lock:
-            if not self._fresh:  # somebody else has committed it
-                return
-            batch, self._fresh = self._fresh, []
-            try:
-                await asyncio.to_thread(self._cache.put_all, batch)
-            except TeacherError:
-                self._fresh = batch + self._fresh  # whose turn is next shall fail, too
-                raise
-
-
-async def _run(*workers: Coroutine[Any, Any, None]) -> None:
-    """Let all workers come to their ends; raises the first one's error."""
-    for ended in await asyncio.gather(*map(asyncio.create_task, workers), return_exceptions=True):
-        if isinstance(ended, BaseException) and not isinstance(ended, asyncio.CancelledError):
-            raise ended
-
-
-def _this_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    if task is None:
-        raise RuntimeError("called outside of a task")
-    return task
-
-
-def _refuses_schema(error: APIStatusError) -> bool:
-    """Tell whether a server turned a request down because of its `response_format`."""
-    told = error.response.text.lower()
-    return error.status_code in (400, 422, 501) and any(word in told for word in SCHEMA_WORDS)
+        async with self._disk:
+            batch = list(self._fresh)
+            if answer in batch:  # else somebody has committed it meanwhile
+                await asyncio.to_thread(self.cache.put_all, batch)
+                del self._fresh[: len(batch)]
+        took = (answer.prompt_tokens, answer.completion_tokens)
+        self.pace.correct(sum(took) - sum(call.tokens))
+        self.budget.settle(call.reserved_usd, *took)
+        self.answered = True
+        return True
 
 
 def explain(error: OpenAIError, base_url: str, model: str) -> str:
     """Return one sentence without the key, which an error of the SDK may quote."""
     status = getattr(error, "status_code", None)
-    if base_url == offline.BASE_URL and status == 422:
+    if base_url == OFFLINE_URL and status == 422:
         return "the offline teacher knows only the weasel testbed; use teacher: live or recorded"
-    if status is None:
-        return (
-            f"the teacher at {base_url} cannot be reached ({type(error).__name__}); check teacher_base_url "
-            "and the network"
-        )
-    if status in (401, 403):
-        return f"the teacher at {base_url} refused the key in OPENAI_API_KEY (HTTP {status})"
     told = " ".join(str(error).split()).replace(os.environ.get("OPENAI_API_KEY", "").strip() or "\0", "…")
-    advice = "; lower teacher_requests_per_minute or teacher_concurrency" if status == 429 else ""
-    return f"the teacher at {base_url}, model {model}, failed: {told[:300]}{advice}"
+    told = f"failed: {told[:300]}"
+    if status is None:
+        told = f"cannot be reached ({type(error).__name__}); check teacher_base_url and the network"
+    elif status in (401, 403):
+        told = f"refused the key in OPENAI_API_KEY (HTTP {status})"
+    elif status == 429:
+        told += "; lower teacher_requests_per_minute or teacher_concurrency"
+    return f"the teacher at {base_url}, model {model}, {told}"
 
 
 def api_key() -> str:
-    """Return the key, which the environment alone holds.
-
-    Raises:
-        TeacherError: there is none that could be sent.
-    """
+    """Return the key, which the environment alone holds."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not key or not key.isascii() or not key.isprintable():
-        raise TeacherError(
-            "teacher: live needs a key in the environment variable OPENAI_API_KEY (any word will do "
-            "for a server that asks for none); teacher: offline needs no key"
-        )
-    return key
+    if key and key.isascii() and key.isprintable():
+        return key
+    told = "teacher: live needs a key in the environment variable OPENAI_API_KEY"
+    raise TeacherError(f"{told} (any word, for a server that asks for none); teacher: offline needs no key")

@@ -6,8 +6,8 @@ import os
 import psutil
 import pytest
 
-from cfdistill import runner
 from cfdistill.params import Params
+from cfdistill.study import run
 from cfdistill.teacher import Teacher
 from cfdistill.teacher.cache import Answer
 from cfdistill.teacher.prompts import render
@@ -25,51 +25,38 @@ def held():
     return me.memory_info().rss / 2**20, me.num_fds()
 
 
+def check_growth(measured, warm):
+    (began, files), (ended, files_then) = measured[warm], measured[-1]
+    print(f"{began:.1f} MiB after {warm + 1}, {ended:.1f} after {len(measured)}; {files_then} files")
+    assert ended - began < ALLOWED_MIB
+    assert files_then <= files
+
+
 def prompts(first):
     return [render("reason", f"Where is number {i}?", ("here", "there")) for i in range(first, first + BATCH)]
 
 
 def test_a_teacher_with_many_answers_stays_as_small_as_it_was(small_params: Params):
     response = json.dumps({"model": "m", "choices": [{"message": {"content": "So the answer is here."}}]})
-    params = small_params.model_copy(update={"teacher": "offline"})
+    params, facts = small_params.model_copy(update={"teacher": "offline"}), {"base_url": "u", "model": "m"}
     with Teacher(params) as teacher:
         for first in range(0, ANSWERS, BATCH):
-            teacher.cache.put_all(
-                Answer.read(response, key=teacher.key(p), task=p.task, base_url="u", model="m")
-                for p in prompts(first)
-            )
+            own = [Answer.read(response, key=teacher.key(p), task=p.task, **facts) for p in prompts(first)]
+            teacher.cache.put_all(own)
     measured = []
     with Teacher(params) as teacher:
         for first in range(0, ANSWERS, BATCH):
             assert teacher.ask(prompts(first)) == ["So the answer is here."] * BATCH
             measured.append(held())
     assert teacher.usage.cache_hits == ANSWERS
-    (began, files), (ended, files_then) = measured[len(measured) // 10], measured[-1]
-    print(
-        f"{ANSWERS} cached answers: {began:.1f} MiB after a tenth, {ended:.1f} at the end; {files_then} files"
-    )
-    assert ended - began < ALLOWED_MIB
-    assert files_then == files
+    check_growth(measured, len(measured) // 10)
 
 
-def test_running_a_study_again_and_again_leaves_nothing_open(tmp_path):
+@pytest.mark.parametrize(("times", "only", "force"), [(20, [], False), (5, ["01"], True)])
+def test_running_a_study_or_a_notebook_again_and_again_leaves_nothing_open(tmp_path, times, only, force):
     finish(start(tmp_path))
     measured = []
-    for _ in range(20):
-        runner.run(PROFILE, overrides(tmp_path))
+    for _ in range(times):
+        run.run(PROFILE, overrides(tmp_path), only, force=force)
         measured.append(held())
-    (began, files), (ended, files_then) = measured[2], measured[-1]
-    print(f"20 runs of a finished study: {began:.1f} MiB after 3, {ended:.1f} at the end; {files_then} files")
-    assert ended - began < ALLOWED_MIB
-    assert files_then == files
-
-
-def test_executing_a_notebook_again_and_again_leaves_nothing_open(tmp_path):
-    measured = []
-    for _ in range(5):
-        runner.run(PROFILE, overrides(tmp_path), ["01"], force=True)
-        measured.append(held())
-    (began, files), (ended, files_then) = measured[1], measured[-1]
-    print(f"5 executions of a notebook: {began:.1f} MiB after 2, {ended:.1f} at the end; {files_then} files")
-    assert ended - began < ALLOWED_MIB
-    assert files_then <= files
+    check_growth(measured, 2)

@@ -1,0 +1,196 @@
+"""The official benchmarks, and your own questions (all in `benchmarks.yaml`), read one row at a time."""
+
+import hashlib
+import heapq
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cfdistill.errors import DataError
+from cfdistill.files import resolve, sha256
+from cfdistill.params import Params
+from cfdistill.schema import LETTERS, UNWRITABLE, Question, jsonl_lines, option_key
+
+BENCHMARKS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+LIMITS = {"train": "train_questions", "validation": "validation_questions", "test": "test_questions"}
+MOST_CHARACTERS = 8000  # stem and options; ten times what the longest row of the official files has
+ODD_ROWS = ("labels 1, 2, …", "3 options", "5 options", "two equal options", "right option twice")
+ROW_KINDS = (*ODD_ROWS, "asked twice", "also in train")  # of sound rows, which are kept and surveyed
+
+
+def load(name: str, split: str, params: Params) -> list[Question]:
+    """Return the first questions of a split, or with a `data_seed` over 0 as many drawn ones."""
+    if split not in LIMITS:
+        raise DataError(f"{name} has no split {split!r}; it has {', '.join(LIMITS)}")
+    sources, wanted = BENCHMARKS[name]["sources"], getattr(params, LIMITS[split])
+    rows = _rows(name, split, sources.get(split, sources["train"]), params)
+    if "validation" not in sources and split != "test":  # a fixed tenth of train is held out for it
+        rows = (row for row in rows if (_hash(row[0].id) % 10 == 0) == (split == "validation"))
+    questions = enumerate(question for question, _ in rows)
+    if not params.data_seed:
+        return [question for _, question in islice(questions, wanted)]
+    drawn = heapq.nsmallest(wanted, questions, lambda item: _hash(f"{params.data_seed}/{item[1].id}"))
+    return [question for _, question in sorted(drawn, key=lambda item: item[0])]
+
+
+def facts(name: str, splits: Sequence[str], params: Params) -> dict[str, Any]:
+    """Return what reaches these splits: parameters, and the files' hashes or the hub's pinned revision."""
+    found = params.model_dump(include={"data_source", "data_seed", *(LIMITS[split] for split in splits)})
+    if params.data_source == "files":
+        files = [file for split, (file, *_) in BENCHMARKS[name]["sources"].items() if split in splits]
+        return found | {"files": {file: sha256(_path(name, file, params)) for file in files}}
+    if (clone := _clone(name, params)) is None:
+        return found | {part: BENCHMARKS[name][part] for part in ("hub", "configuration")}
+    files = sorted(str(path.relative_to(clone)) for path in clone.rglob("*") if path.is_file())
+    return found | {"files": {file: sha256(clone / file) for file in files if "/." not in f"/{file}"}}
+
+
+def survey(name: str, splits: Sequence[str], params: Params) -> list[dict[str, Any]]:
+    """Count the rows of each file behind these splits, and by ROW_KINDS the odd ones among them."""
+    records, trained = [], set[str]()
+    for split, source in BENCHMARKS[name]["sources"].items():
+        if split not in splits:
+            continue
+        kinds: Counter[str] = Counter()
+        seen = set[tuple[str, ...]]()
+        for question, numbered in _rows(name, split, source, params):
+            text, options = text_of(question), [option_key(option) for option in question.options]
+            found = {
+                "labels 1, 2, …": numbered,
+                f"{len(options)} options": True,
+                "two equal options": len(set(options)) < len(options),
+                "right option twice": options.count(options[question.answer]) > 1,
+                "asked twice": text in seen,
+                "also in train": text[0] in trained,
+            }
+            kinds.update(["rows", *(kind for kind, holds in found.items() if holds)])
+            seen.add(text)
+        if split == "train":
+            trained = {stem for stem, *_ in seen}
+        file, _, official = source
+        missing = official - kinds["rows"] if official else None
+        facts = {"file": file, "rows": kinds["rows"], "official": official, "missing": missing}
+        counted = ROW_KINDS if "train" in splits else ROW_KINDS[:-1]
+        records.append(facts | {kind: kinds[kind] for kind in counted})
+    return records
+
+
+def text_of(question: Question) -> tuple[str, ...]:
+    """Return stem and options in the form in which two questions are one: whatever case, spacing, order."""
+    texts = (question.stem, *question.options)
+    stem, *options = (" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts)
+    return (stem, *sorted(options))
+
+
+def _rows(name: str, split: str, source: list[Any], params: Params) -> Iterator[tuple[Question, bool]]:
+    """Yield sound rows, and whether their labels are numbers; DataError at the end tells of all others."""
+    file, hub_split, _ = source
+    if params.data_source == "hub":
+        where, rows = f"hub split {hub_split}", _hub_rows(name, hub_split, params)
+    else:
+        where = str(_path(name, file, params))
+        rows = jsonl_lines(Path(where))
+    bad: dict[str, list[int]] = {}
+    for number, content in rows:
+        try:
+            row = json.loads(content.decode()) if isinstance(content, bytes) else content
+            question = _question(name, split, row, f"{Path(file).stem}-{number}")
+        except (DataError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            told = {DataError: str(error), UnicodeDecodeError: "not UTF-8"}
+            bad.setdefault(told.get(type(error), "malformed"), []).append(number)
+            continue
+        yield question
+    if bad:
+        found = "; ".join(f"{len(lines)} {reason} (first: line {lines[0]})" for reason, lines in bad.items())
+        raise DataError(f"{where}: no rows of {name}: {found}; mend or delete them")
+
+
+def _question(name: str, split: str, row: dict[str, Any], spare_id: str) -> tuple[Question, bool]:
+    """Check a row and put its options in the order of their labels; DataError says what is wrong."""
+    stem, labels, options, key = READERS[BENCHMARKS[name]["rows"]](row)
+    if key in (None, ""):
+        raise DataError("unlabeled")
+    labels, texts = [str(label) if type(label) is int else label for label in labels], [stem, *options]
+    if not isinstance(options, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError("malformed")
+    if not 2 <= len(options) <= len(LETTERS) or not len(options) == len(labels) == len(set(labels)):
+        raise DataError("malformed")
+    if sum(map(len, texts)) > MOST_CHARACTERS:
+        raise DataError(f"longer than {MOST_CHARACTERS} characters")
+    own_id = spare_id if row.get("id") in (None, "") else str(row["id"])
+    if UNWRITABLE.search("".join([own_id, *texts])):
+        raise DataError("with NUL or half a character")
+    choices = dict(sorted(zip(labels, options, strict=True), key=lambda choice: (len(choice[0]), choice[0])))
+    ordered = tuple(text.strip() for text in choices.values())
+    answer = list(choices).index(str(key))
+    return Question(own_id, name, split, stem.strip(), ordered, answer), next(iter(choices)) == "1"
+
+
+def _read_nested(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Read the layout that the files of CSQA, QASC, ARC and OpenBookQA share, or the hub's flat one."""
+    question = row["question"] if "question" in row else row["question_stem"]
+    if not isinstance(question, dict):
+        return question, row["choices"]["label"], row["choices"]["text"], row.get("answerKey")
+    labels, options = ([choice[part] for choice in question["choices"]] for part in ("label", "text"))
+    return question["stem"], labels, options, row.get("answerKey")
+
+
+def _read_quarel(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Take the options "(A) … (B) …" out of the text."""
+    found = re.fullmatch(r"(.+?)\s*\(A\)\s*(.+?)\s*\(B\)\s*(.+)", row["question"].strip(), re.DOTALL)
+    if found is None:
+        raise DataError("without options in the text")
+    return found[1], [0, 1], [found[2], found[3]], row.get("answer_index")
+
+
+def _read_user(row: dict[str, Any]) -> tuple[Any, ...]:
+    answer, options = row.get("answer"), row["options"]
+    if answer is not None and (type(answer) is not int or not 0 <= answer < len(options)):
+        raise DataError("with an answer that is no option's index")
+    return row["stem"], list(range(len(options))), options, answer
+
+
+# by `rows` of the table: what returns a row's stem, labels, options, and the right option's label
+READERS = {"nested": _read_nested, "quarel": _read_quarel, "user": _read_user}
+
+
+def _path(name: str, file: str, params: Params) -> Path:
+    path = Path(resolve(params.data_root), BENCHMARKS[name]["folder"], file)
+    if not path.is_file():
+        raise DataError(f"{path} is missing; put the official release files of {name} there (docs/data.md)")
+    return path
+
+
+def _clone(name: str, params: Params) -> Path | None:
+    """Return a clone of the hub's repository, which is read instead, if there is one."""
+    repository = BENCHMARKS[name]["hub"].partition("@")[0]
+    if not repository:
+        raise DataError(f"questions of {name} come from files; set data_source: files")
+    clone = resolve(params.data_root) / "hub" / repository
+    return clone if clone.is_dir() else None
+
+
+def _hub_rows(name: str, split: str, params: Params) -> Iterator[tuple[int, Any]]:
+    import datasets
+
+    clone, benchmark = _clone(name, params), BENCHMARKS[name]
+    where, revision = (str(clone), None) if clone else benchmark["hub"].split("@")
+    asked = {"split": split, "revision": revision, "streaming": clone is not None}
+    try:  # streaming, for a cache would not see that a clone has changed
+        yield from enumerate(datasets.load_dataset(where, benchmark["configuration"], **asked), 1)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        small = [path for path in clone.rglob("*.parquet") if path.stat().st_size < 1000] if clone else []
+        pointers = [str(path) for path in small if path.read_bytes().startswith(b"version https://git-lfs")]
+        why = f"{pointers[0]} is a git-lfs pointer: run `git lfs pull`" if pointers else str(error)[:200]
+        raise DataError(f"{where} cannot be loaded ({' '.join(why.split())}); see docs/data.md") from error
+
+
+def _hash(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16)

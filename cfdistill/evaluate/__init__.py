@@ -1,0 +1,1 @@
+"""Evaluation: answers, audits, metrics and statistics."""

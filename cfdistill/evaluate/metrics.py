@@ -1,0 +1,267 @@
+"""From `predictions.csv` to metrics and comparisons; further columns are settings, never averaged across."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from statsmodels.stats.proportion import proportion_effectsize
+
+from cfdistill.errors import DataError, StageError
+from cfdistill.evaluate import stats
+from cfdistill.methods import METHODS, reference
+from cfdistill.params import Params
+from cfdistill.schema import Prediction
+
+ANSWER = ["train_dataset", "student", "seed", "method", "dataset", "split", "scoring", "id"]
+PREDICTION_COLUMNS = [
+    *ANSWER[:6], "subset", "scene", *ANSWER[6:], "gold", "stereotype", "predicted", "parsed", "options",
+]  # fmt: skip
+METRIC_KEYS = ["train_dataset", "method", "student", "seed", "test_dataset", "test_split", "scoring"]
+# lured: wrong, with the stereotype; consistent: right on two variants of a scene; unparsed: no option named
+METRIC_VALUES = ["accuracy", "ci_low", "ci_high", "lure_rate", "pair_consistency", "unparsed_rate"]
+METRIC_COLUMNS = [*METRIC_KEYS, "n", *METRIC_VALUES]
+AGREEMENT = "seed_agreement"  # one more column where there are several seeds
+COMPARISON_KEYS = ["train_dataset", "student", "test_dataset", "test_split", "method_a", "method_b"]
+COMPARISON_VALUES = ["delta", "ci_low", "ci_high", "p_mcnemar", "p_holm"]
+COMPARED = ["n", *COMPARISON_VALUES, "seeds", "cohens_h", "n_for_3_points"]
+COMPARISON_SCORINGS = ["scoring_a", "scoring_b"]  # where scorings are compared, too
+SETTING_KEYS = ["setting_a", "setting_b", "method", "test_dataset", "test_split"]
+OWN_SPLITS = ("id", "shift", "shift_reachable", "shift_heldout")  # only tested on the training data set
+SETTINGS = "settings.csv"  # of a grid that varied more than methods
+FILES = ("metrics.csv", "comparisons.csv", "predictions.csv")
+# Parameters in which pooled folders may differ: columns tell them, or no prediction hangs on them.
+POOLED = (*ANSWER[:3], "test_datasets", "methods", "scorings", "audit_questions", "bootstrap_samples")
+
+
+def predictions_table(predictions: list[Prediction], train: str, student: str, seed: int) -> pd.DataFrame:
+    """Return PREDICTION_COLUMNS; DataError if there are none, or a question was answered twice."""
+    if not predictions:
+        raise DataError("there are no predictions to measure; run notebook 05_evaluation first")
+    table = pd.DataFrame([p.to_json() for p in predictions]).rename(columns={"question_id": "id"})
+    table = table.assign(train_dataset=train, student=student, seed=seed)
+    table = table[PREDICTION_COLUMNS].astype({"stereotype": "Int64"})
+    if (twice := table.duplicated(ANSWER)).any():
+        raise DataError(f"question {table['id'][twice].iloc[0]} was answered twice by the same method")
+    return table
+
+
+def metrics_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return METRIC_COLUMNS, as shares: NaN where there is none; with several seeds also AGREEMENT."""
+    keys = [*predictions.columns.difference(PREDICTION_COLUMNS, sort=False), *METRIC_KEYS]
+    answers = _with_subsets(predictions)
+    rows = [[*key, *_measure(cell)] for key, cell in answers.groupby(keys)]
+    measured = _table(rows, [*keys, "n", *METRIC_VALUES], keys)
+    if answers["seed"].nunique() == 1:
+        return measured
+    keys.remove("seed")
+    agreements = [[*key, stats.agreement(right)] for key, right in _by_seed(answers, keys).items()]
+    return measured.merge(pd.DataFrame(agreements, columns=[*keys, AGREEMENT]), how="left")
+
+
+def comparisons_table(predictions: pd.DataFrame, samples: int = 2000) -> pd.DataFrame:
+    """Compare the reference with all other methods, and scorings with their main one; Holm: the table."""
+    keys, rows = [*predictions.columns.difference(PREDICTION_COLUMNS, sort=False), *COMPARISON_KEYS], []
+    for key, group in _with_subsets(predictions).groupby(keys[:-2], sort=False):
+        answers = _by_seed(group, ["method", "scoring"])
+        where = " ".join(map(str, [*key[-2:], *key[:-2]]))
+        for a, b in _pairs(answers):
+            found = _compare(answers[a], answers[b], f"{a[0]} and {b[0]} on {where}", samples)
+            rows.append([*key, a[0], b[0], *found, a[1], b[1]])
+    table = _table(rows, [*keys, *COMPARED, *COMPARISON_SCORINGS], keys)
+    by_scoring = (table["method_a"] == table["method_b"]).any()
+    return table if by_scoring else table.drop(columns=COMPARISON_SCORINGS)
+
+
+def settings_table(predictions: Mapping[str, pd.DataFrame], samples: int = 2000) -> pd.DataFrame:
+    """Compare each method in each setting of a grid with itself in the first, on the questions both have."""
+    tables = {name: _with_subsets(table[is_main(table)]) for name, table in predictions.items()}
+    answers = {name: _by_seed(table, SETTING_KEYS[2:]) for name, table in tables.items()}
+    (first, base), *others = answers.items()
+    rows = [
+        [name, first, *key, *_compare(own, base[key], f"{name} and {first}", samples)[:-2]]
+        for name, cells in others
+        for key, own in cells.items()
+        if key in base and own.columns.equals(base[key].columns) and own.index.isin(base[key].index).any()
+    ]
+    return _table(rows, [*SETTING_KEYS, *COMPARED[:-2]], SETTING_KEYS)
+
+
+def differs(comparisons: pd.DataFrame) -> "pd.Series[bool]":
+    """Tell which rows earn a star: of the methods with several seeds, of these trainings with one."""
+    excludes = (comparisons["ci_low"] > 0) | (comparisons["ci_high"] < 0)
+    return excludes.where(comparisons["seeds"] > 1, comparisons["p_holm"] < stats.ALPHA)
+
+
+def star_note(comparisons: pd.DataFrame) -> str:
+    """Return what a star of `differs` means in this table, in a few words."""
+    one = f"these trainings, by the exact McNemar test over scenes, Holm-adjusted p < {stats.ALPHA}"
+    many = "the 95 % interval over scenes and seeds excludes 0"
+    several = comparisons["seeds"] > 1
+    if several.any():
+        return many if several.all() else f"{many}; with one seed: {one}"
+    return one
+
+
+def over_seeds(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Average metrics over training seeds and nothing else; `seeds` tells how many, instead of `seed`."""
+    metrics = metrics.assign(**{AGREEMENT: metrics.get(AGREEMENT, float("nan"))})
+    keys = [name for name in metrics.columns if name not in ("seed", "n", AGREEMENT, *METRIC_VALUES)]
+    rows = []
+    for key, group in metrics.groupby(keys, sort=False):
+        means, n, shared = group[METRIC_VALUES].mean(), int(group["n"].iloc[0]), group[AGREEMENT].iloc[0]
+        if len(group) > 1:
+            means[["ci_low", "ci_high"]] = stats.accuracy_over_seeds(group["accuracy"], n, float(shared))
+        rows.append([*key, n, *means, len(group)])
+    return pd.DataFrame(rows, columns=[*keys, "n", *METRIC_VALUES, "seeds"])
+
+
+def transfer(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return seed-averaged main scores on splits that share no scene with training (the paper's Fig. 5)."""
+    table = over_seeds(metrics[is_main(metrics)])
+    return table[~table["test_split"].isin(OWN_SPLITS)].reset_index(drop=True)
+
+
+def is_main(metrics: pd.DataFrame) -> "pd.Series[bool]":
+    """Tell which rows hold the main scoring of their method."""
+    return metrics["scoring"] == metrics["method"].map(lambda name: METHODS[name].scoring)
+
+
+def chance(predictions: pd.DataFrame) -> dict[str, float]:
+    """Return the accuracy of guessing by test data set, of those whose numbers of options are known."""
+    if "options" not in predictions:
+        return {}
+    asked = predictions.dropna(subset="options").drop_duplicates(["dataset", "split", "id"])
+    shares = 1 / asked["options"].astype(float)
+    return {str(name): float(share) for name, share in shares.groupby(asked["dataset"]).mean().items()}
+
+
+def each_row(table: pd.DataFrame) -> list[Any]:
+    """Return the rows with their columns as attributes (typed Any: pandas cannot know them)."""
+    return list(table.itertuples())
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV with six significant digits."""
+    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def read_csv(folder: Path, name: str) -> pd.DataFrame:
+    """Read a table back with its types; StageError if it is missing or damaged."""
+    types: dict[str, Any] = dict.fromkeys([*METRIC_VALUES, AGREEMENT, *COMPARISON_VALUES], "float64")
+    types["stereotype"] = "Int64"
+    path, empty = folder / name, dict.fromkeys(types, "")  # elsewhere "" is a text
+    types |= dict.fromkeys(["id", "scene", "subset"], str)
+    try:
+        return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=empty)
+    except FileNotFoundError as error:
+        raise StageError(f"{path} is missing; make it with notebook 05_evaluation") from error
+    except ValueError as error:  # also pandas' own EmptyDataError and ParserError
+        raise StageError(f"{path} is no valid table ({error}); make it again") from error
+
+
+def pool(folders: Iterable[Path]) -> pd.DataFrame:
+    """Return the predictions of folders that differ only in what columns tell (else DataError), once each."""
+    tables: list[pd.DataFrame] = []
+    known: dict[str, tuple[Any, Path]] = {}
+    for path in map(Path, folders):
+        predictions = read_csv(path, FILES[2])
+        facts = _facts(path, predictions)
+        tables.append(predictions.assign(data_seed=facts.pop("data_seed")))
+        for name, value in facts.items():
+            first, where = known.setdefault(name, (value, path))
+            if value != first:
+                raise DataError(f"{where} and {path} cannot be pooled: {name} is {first} and {value}")
+    if not tables:
+        raise DataError("there are no results folders to gather")
+    together = pd.concat(tables).drop_duplicates(ignore_index=True)
+    keys = ["data_seed", *ANSWER]
+    for clash in each_row(together[together.duplicated(keys)]):
+        cell = ", ".join(f"{key} {getattr(clash, key)}" for key in keys)
+        raise DataError(f"two of the folders hold different answers for {cell}; gather them apart")
+    return together if together["data_seed"].nunique() > 1 else together.drop(columns="data_seed")
+
+
+def _facts(folder: Path, predictions: pd.DataFrame) -> dict[str, Any]:
+    """Return what a folder's predictions hang on and no column tells: parameters, and hashes of inputs."""
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        known = {name: value for name, value in manifest["params"].items() if name in Params.model_fields}
+        content = dict(manifest.get("content", {}))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StageError(f"{path} does not tell what numbers are of: {error}; make them again") from error
+    params = Params.build(known, str(path))
+    of = {"student": predictions["student"].iloc[0]}
+    rest = f"for {params.train_dataset} and data_seed {params.data_seed}"
+    facts = {f"{name} {of.get(name, rest)}": value for name, value in content.items()}
+    return facts | {name: value for name, value in params.results_values().items() if name not in POOLED}
+
+
+def _with_subsets(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the predictions with test sets named as in METRIC_KEYS, and the parts of `shift` once more."""
+    named = predictions.rename(columns={"dataset": "test_dataset", "split": "test_split"})
+    parts = named[named["test_split"] == "shift"]
+    parts = parts.assign(test_split="shift_" + parts["subset"])
+    return pd.concat([named, parts[parts["test_split"].isin(OWN_SPLITS)]], ignore_index=True)
+
+
+def _measure(cell: pd.DataFrame) -> list[float]:
+    """Return n and METRIC_VALUES of one cell."""
+    right, n = cell["predicted"] == cell["gold"], len(cell)
+    interval = stats.proportion_interval(int(right.sum()), n)
+    lured = (~right & (cell["predicted"] == cell["stereotype"]).fillna(False)).mean()
+    lure_rate = float("nan") if cell["stereotype"].isna().all() else lured
+    # Options are shuffled per question, so equal gold indices do not mean equal answers; the testbed's
+    # ids `<scene>.f<frame>.v<variant>.c<cue>` tell the variants of a scene apart.
+    variants = cell.assign(right=right, variant=cell["id"].str.rpartition(".c")[0])[cell["scene"] != ""]
+    pairs = variants.merge(variants, on="scene").query("variant_x < variant_y")
+    consistent = (pairs["right_x"] & pairs["right_y"]).mean()
+    return [n, right.mean(), *interval, lure_rate, consistent, (~cell["parsed"]).mean()]
+
+
+def _by_seed(predictions: pd.DataFrame, keys: list[str]) -> dict[Any, pd.DataFrame]:
+    """Return right (1) or wrong (0), by the keys: a row per seed, a column per cluster and question."""
+    cluster = predictions["scene"].where(predictions["scene"] != "", predictions["id"])
+    right = (predictions["predicted"] == predictions["gold"]).astype(float)
+    return {
+        key: cell.pivot(index="seed", columns=["cluster", "id"], values="right").sort_index(axis=1)
+        for key, cell in predictions.assign(right=right, cluster=cluster).groupby(keys)
+    }
+
+
+def _pairs(answers: Iterable[tuple[str, str]]) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """Return which methods and scorings to compare."""
+    main = {method: (method, METHODS[method].scoring) for method, _ in answers}
+    for method, scoring in sorted(set(main.values()) - set(answers)):
+        raise DataError(f"comparisons need {scoring!r} predictions of {method}; add it to scorings")
+    first = main[reference(main)]
+    between = [(first, other) for other in main.values() if other != first]
+    return between + [(key, main[key[0]]) for key in answers if key != main[key[0]]]
+
+
+def _compare(a: pd.DataFrame, b: pd.DataFrame, names: str, samples: int) -> list[float]:
+    """Return the values of COMPARED for two tables from `_by_seed`, over the seeds they share."""
+    seeds = a.index.intersection(b.index)
+    if not len(seeds):
+        raise DataError(f"{names} have no training seed in common; run both with the same seed")
+    ours, theirs = a.loc[seeds].to_numpy(), b.loc[seeds].to_numpy()
+    if not a.columns.equals(b.columns) or (ours != ours).any() or (theirs != theirs).any():
+        raise DataError(f"{names} answered different questions; evaluate both with the same parameters")
+    clusters = a.columns.get_level_values("cluster")
+    found = stats.paired_difference(ours, theirs, samples, 0, clusters)
+    p = stats.mcnemar_exact(ours, theirs, clusters)
+    cohens_h = proportion_effectsize(ours.mean(), theirs.mean())
+    return [ours.shape[1], *found, p, p, len(ours), cohens_h, stats.items_needed((ours != theirs).mean())]
+
+
+def _table(rows: list[Any], columns: list[str], keys: list[str]) -> pd.DataFrame:
+    """Return rows sorted by keys (methods and splits as they are told of, the rest by name) and adjusted."""
+    places = {name: f"{place:02}" for place, name in enumerate((*METHODS, *OWN_SPLITS))}
+
+    def rank(column: "pd.Series[Any]") -> "pd.Series[Any]":
+        return column.map(lambda value: places.get(value, "99") + value if isinstance(value, str) else value)
+
+    table = pd.DataFrame(rows, columns=columns).sort_values(keys, key=rank, ignore_index=True)
+    return table.assign(p_holm=stats.holm(table["p_mcnemar"].tolist())) if "p_holm" in table else table

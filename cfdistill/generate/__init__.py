@@ -1,0 +1,1 @@
+"""Rewrites and rationales: what the teacher makes of the training questions."""

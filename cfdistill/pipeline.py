@@ -1,0 +1,359 @@
+"""The pipeline: the stages of a study in order (`STAGES`), what each reads, makes, and depends on."""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cfdistill import data, files, store, teacher
+from cfdistill.errors import StageError
+from cfdistill.evaluate import audit, metrics, predict
+from cfdistill.generate import counterfactual, rationale
+from cfdistill.methods import METHODS, VIEWS
+from cfdistill.params import Params
+from cfdistill.schema import Counterfactual, Example, Prediction, Question, Rationale
+from cfdistill.store import Draft, Read, Stage
+from cfdistill.student import models
+from cfdistill.student.examples import count_steps, make_examples
+
+REWRITING = ("mask", "fill", "reason")  # the teacher's tasks in the stage `counterfactuals`
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row of the table of stages."""
+
+    notebook: str  # the chapter that makes it
+    reads: tuple[str, ...]  # earlier stages
+    locate: Callable[..., Stage]  # the stage as it would be made now
+    make: Callable[..., None]  # what fills its folder
+    parts: Callable[[Params], list[dict[str, str]]]  # which of it a study has
+    resumes: bool = False  # goes on from what an interrupted attempt left
+
+
+def build(name: str, params: Params, **part: str) -> Stage:
+    """Reuse or make a stage, of which `part` (dataset, method) is one of its `parts`."""
+    step, made = STAGES[name], locate(name, params, **part)
+    if not _is_complete(made, params):
+        with made.draft(params, resume=step.resumes) as draft:
+            step.make(draft, params, **part)
+    return made
+
+
+def locate(name: str, params: Params, **part: str) -> Stage:
+    """Return a stage as it would be made now, there or not; an earlier one must be there."""
+    return STAGES[name].locate(params, **part)
+
+
+def find(name: str, params: Params, **part: str) -> Stage:
+    """Return a stage that must be there already; raises StageError when it is not, saying what makes it."""
+    made = locate(name, params, **part)
+    if not _is_complete(made, params):
+        notebook = STAGES[name].notebook
+        how = f"`cfdistill run PARAMS.yaml --only {notebook[:2]}` or notebook {notebook}"
+        raise StageError(f"stage {name} is missing ({made.path}); make it with {how}")
+    return made
+
+
+def parts(name: str, params: Params) -> list[dict[str, str]]:
+    """Return the parts of a stage that a study has, as `build` and `find` take them."""
+    return STAGES[name].parts(params)
+
+
+def behind(made: Stage) -> Iterator[Stage]:
+    """Yield a stage and every stage that it was made from, in order, each once."""
+    found = {stage.place: stage for read in made.inputs for stage in behind(read.stage)}
+    yield from (found | {made.place: made}).values()
+
+
+def _is_complete(made: Stage, params: Params) -> bool:
+    """Tell whether a stage is there, and made from the answers that the teacher's cache holds now."""
+    if not made.is_complete():
+        return False
+    used = made.path / "answers.csv"
+    if used.is_file() and params.teacher != "recorded":  # whose answers' hash is in the key
+        differing = _differing(used, teacher.cache_state(params), params.model_dump_json())
+        if differing:
+            told = f"was made from other answers than the teacher's cache holds now ({differing} differ)"
+            raise StageError(f"{made.path} {told}; put the old cache back, or choose another run_root")
+    return True
+
+
+def _locate_data(params: Params, dataset: str) -> Stage:
+    return store.stage("data", [dataset], params, {"dataset": dataset, **data.facts(dataset, params)})
+
+
+def _make_data(draft: Draft, params: Params, dataset: str) -> None:
+    for split in data.splits(dataset, params):
+        draft.write(f"questions.{split}.jsonl", data.load(dataset, split, params))
+    draft.notes["files"] = data.survey(dataset, params)
+
+
+def _datasets(params: Params) -> list[dict[str, str]]:
+    return [{"dataset": name} for name in dict.fromkeys([params.train_dataset, *params.test_datasets])]
+
+
+def questions(dataset: str, split: str, params: Params) -> list[Question]:
+    """Return one split of a data set."""
+    return find("data", params, dataset=dataset).read(f"questions.{split}.jsonl", Question)
+
+
+def overlap(dataset: str, params: Params) -> list[str]:
+    """Return the ids of test questions that training or validation hold, too; DataError if many do."""
+    own = params.train_dataset
+    trained = [q for split in ("train", "validation") for q in questions(own, split, params)]
+    tested = [q for split in data.test_splits(dataset, params) for q in questions(dataset, split, params)]
+    return data.check_overlap(dataset, trained, tested)
+
+
+def _variants(params: Params) -> list[dict[str, str]]:
+    """Return whose rewrites a study needs: its own first, then of methods that change how they are made."""
+    return [{"method": method} if method else {} for method in params.variants()]
+
+
+def _rewrite_variants(params: Params) -> list[dict[str, str]]:
+    return _variants(params) if params.has_counterfactuals else []
+
+
+def _locate_rewrites(params: Params, method: str = "") -> Stage:
+    own = params.for_method(method)
+    values = own.reaching("counterfactuals") | {"teacher": teacher.identity(own, REWRITING)}
+    if own.mask_source == "random":
+        values["data_seed"] = own.data_seed
+    source = find("data", own, dataset=own.train_dataset).reads("questions.*.jsonl")
+    return store.stage("counterfactuals", [own.train_dataset], own, values, [source])
+
+
+def _make_rewrites(draft: Draft, params: Params, method: str = "") -> None:
+    own = params.for_method(method)
+    with teacher.Teacher(own) as asked:
+        candidates = counterfactual.make(own, asked, *originals_and_held_out(own))
+        _note_answers(draft, asked)
+    draft.drops.update(c.reason for c in candidates if c.reason)
+    draft.write("counterfactuals.train.jsonl", [c.counterfactual() for c in candidates if not c.reason])
+    counterfactual.funnel_table(candidates).to_csv(draft.path / "funnel.csv", index=False)
+
+
+def originals_and_held_out(params: Params) -> tuple[list[Question], list[Question]]:
+    """Return the training questions, and the validation and test questions that no rewrite may repeat."""
+    name = params.train_dataset
+    held_out = ("validation", *data.test_splits(name, params))
+    tested = [question for split in held_out for question in questions(name, split, params)]
+    return questions(name, "train", params), tested
+
+
+def rewrites(params: Params, method: str = "") -> list[Counterfactual]:
+    """Return the counterfactuals that were kept; none in a study without them."""
+    if not params.has_counterfactuals:
+        return []
+    made = find("counterfactuals", params, method=method)
+    return made.read("counterfactuals.train.jsonl", Counterfactual)
+
+
+def _locate_rationales(params: Params, method: str = "") -> Stage:
+    own = params.for_method(method)
+    values = own.reaching("rationales")
+    inputs = [find("data", own, dataset=own.train_dataset).reads("questions.train.jsonl")]
+    if own.has_counterfactuals:
+        values["teacher"] = teacher.identity(own, VIEWS)
+        inputs.append(find("counterfactuals", own).reads("counterfactuals.train.jsonl"))
+    else:
+        values["file"] = files.sha256(rationale.published_file(own.rationale_file))
+    return store.stage("rationales", [own.train_dataset], own, values, inputs)
+
+
+def _make_rationales(draft: Draft, params: Params, method: str = "") -> None:
+    own = params.for_method(method)
+    originals = questions(own.train_dataset, "train", own)
+    if own.has_counterfactuals:
+        with teacher.Teacher(own) as asked:
+            kept, ledger = rationale.views([*originals, *(c.question for c in rewrites(own))], asked)
+            asked.note("both views")
+            _note_answers(draft, asked)
+    else:
+        kept, ledger = rationale.published(originals, rationale.published_file(own.rationale_file))
+    draft.drops.update(f"{row['view']}: {row['reason']}" for row in ledger if row["reason"])
+    draft.write("rationales.train.jsonl", kept)
+    pd.DataFrame(ledger, columns=rationale.LEDGER_COLUMNS).to_csv(draft.path / "ledger.csv", index=False)
+
+
+def rationales(params: Params, method: str = "") -> list[Rationale]:
+    """Return the rationales of training questions and their rewrites."""
+    return find("rationales", params, method=method).read("rationales.train.jsonl", Rationale)
+
+
+def _note_answers(draft: Draft, asked: teacher.Teacher) -> None:
+    """Record who answered, what it took (`cost.csv`), and which answers were used (`answers.csv`)."""
+    draft.notes["teacher"] = asked.summary()
+    asked.costs_table().to_csv(draft.path / "cost.csv", index=False)
+    used = pd.DataFrame(sorted(asked.used.items()), columns=["key", "response_sha256"])
+    used.to_csv(draft.path / "answers.csv", index=False)
+
+
+@functools.lru_cache(maxsize=16)
+def _differing(used: Path, cache: tuple[Any, ...], params: str) -> int:
+    """Count answers of `answers.csv` that the cache, being in this state, holds differently."""
+    _, *lines = used.read_text(encoding="utf-8").split()
+    answers = dict(line.split(",") for line in lines)
+    return teacher.differing(Params.model_validate_json(params), answers)
+
+
+def _locate_training(params: Params, method: str) -> Stage:
+    recipe = METHODS[method]
+    values = params.reaching("training") | {
+        "method": {"views": recipe.views, "rewrites": recipe.rewrites, "steps_like": recipe.steps_like},
+        "student": models.fingerprint(params),
+        "precision": models.precision(params),
+    }
+    source = find("data", params, dataset=params.train_dataset)
+    inputs = [source.reads("questions.train.jsonl", "questions.validation.jsonl")]
+    for name in dict.fromkeys([method, recipe.steps_like or method]):
+        inputs += _material(params, name)
+    return store.stage("training", _label(params, method), params, values, inputs)
+
+
+def _label(params: Params, method: str, *more: str) -> list[str]:
+    return [params.train_dataset, method, models.label(params), f"seed{params.seed}", *more]
+
+
+def _material(params: Params, method: str) -> list[Read]:
+    """Return the files of rewrites and rationales that a method's examples are made from."""
+    read = [find("rationales", params, method=method).reads("rationales.train.jsonl")]
+    if METHODS[method].rewrites and params.has_counterfactuals:
+        rewritten = find("counterfactuals", params, method=method)
+        read.append(rewritten.reads("counterfactuals.train.jsonl"))
+    return read
+
+
+def examples(method: str, params: Params) -> list[Example]:
+    """Return a method's training examples."""
+    own = questions(params.train_dataset, "train", params)
+    return make_examples(own, rewrites(params, method), rationales(params, method), method)
+
+
+def planned_steps(method: str, params: Params) -> int:
+    """Return a method's number of optimiser steps, which for a control is another method's."""
+    timed = METHODS[method].steps_like or method
+    return params.max_steps or count_steps(examples(timed, params), params)
+
+
+def _make_training(draft: Draft, params: Params, method: str) -> None:
+    from cfdistill.student import train  # which imports torch
+
+    made, held_out = examples(method, params), questions(params.train_dataset, "validation", params)
+    wanted = len(questions(params.train_dataset, "train", params))
+    wanted += len(rewrites(params, method)) if METHODS[method].rewrites else 0
+    student, checkpoints = models.load(params), draft.path / "checkpoints"
+    draft.write("examples.jsonl", made)
+    draft.drops["no rationale"] = wanted * len(METHODS[method].views) - len(made)
+    steps = planned_steps(method, params)
+    log, draft.notes = train.train(student, made, steps, params, checkpoints, held_out)
+    pd.DataFrame(log, columns=train.LOG_COLUMNS).to_csv(draft.path / "log.csv", index=False)
+    student.save(draft.path / "model")
+    train.forget_checkpoints(checkpoints)
+
+
+def trained(method: str, params: Params) -> models.Student:
+    """Return the trained student of a method."""
+    return _load(models.label(params), find("training", params, method=method).path / "model")
+
+
+_load = functools.lru_cache(maxsize=1)(models.load_folder)  # one student answers many data sets
+
+
+def _locate_evaluation(params: Params, method: str, dataset: str) -> Stage:
+    values = params.reaching("evaluation") | {"method": method}
+    asked = _asked(params, method, dataset, *data.test_splits(dataset, params))
+    return store.stage("evaluation", _label(params, method, dataset), params, values, asked)
+
+
+def _asked(params: Params, method: str, dataset: str, *splits: str) -> list[Read]:
+    """Return what a student's answers come from: its model, and the questions it is asked."""
+    model = find("training", params, method=method).reads("model/*")
+    return [model, find("data", params, dataset=dataset).reads(*(f"questions.{s}.jsonl" for s in splits))]
+
+
+def _make_evaluation(draft: Draft, params: Params, method: str, dataset: str) -> None:
+    draft.notes["also in training"] = len(overlap(dataset, params))
+    student = trained(method, params)
+    for split in data.test_splits(dataset, params):
+        asked = questions(dataset, split, params)
+        for scoring, answers in predict.predict_all(student, asked, method, params).items():
+            draft.write(f"predictions.{split}.{scoring}.jsonl", answers)
+
+
+def predictions(
+    params: Params, method: str, dataset: str, split: str = "", scoring: str = "*"
+) -> list[Prediction]:
+    """Return a method's answers to a data set's test questions, of one split and scoring or of all."""
+    made = find("evaluation", params, method=method, dataset=dataset)
+    splits = [split] if split else data.test_splits(dataset, params)
+    names = [name for s in splits for name in made.reads(f"predictions.{s}.{scoring}.jsonl").files]
+    return [answer for name in names for answer in made.read(name, Prediction)]
+
+
+def _locate_audits(params: Params, method: str) -> Stage:
+    values = params.reaching("audits") | {"method": method}
+    asked = _asked(params, method, params.train_dataset, audited(params))
+    return store.stage("audits", _label(params, method), params, values, asked)
+
+
+def audited(params: Params) -> str:
+    """Return the test split that is audited: `shift`, or the last one of a real benchmark."""
+    splits = data.test_splits(params.train_dataset, params)
+    return "shift" if "shift" in splits else splits[-1]
+
+
+def _make_audits(draft: Draft, params: Params, method: str) -> None:
+    chosen = audit.choose_questions(questions(params.train_dataset, audited(params), params), params)
+    answers = audit.audit(trained(method, params), chosen, method, params) if chosen else []
+    draft.write("predictions.jsonl", answers)
+
+
+def audits(params: Params) -> pd.DataFrame:
+    """Return the audits of all methods as a table (`audit.COLUMNS`)."""
+    made = {method: find("audits", params, method=method) for method in params.methods}
+    answers = {method: stage.read("predictions.jsonl", Prediction) for method, stage in made.items()}
+    return audit.table(answers, params, audited(params))
+
+
+def _locate_metrics(params: Params) -> Stage:
+    values = params.reaching("metrics") | {"student": models.label(params)}
+    answered = [find("evaluation", params, **part) for part in _tests(params)]
+    inputs = [stage.reads("predictions.*.jsonl") for stage in answered]
+    return store.stage("metrics", [params.train_dataset], params, values, inputs)
+
+
+def _make_metrics(draft: Draft, params: Params) -> None:
+    answers = [answer for part in parts("evaluation", params) for answer in predictions(params, **part)]
+    table = metrics.predictions_table(answers, params.train_dataset, models.label(params), params.seed)
+    compared = metrics.comparisons_table(table, params.bootstrap_samples)
+    for name, own in zip(metrics.FILES, (metrics.metrics_table(table), compared, table), strict=True):
+        metrics.write_csv(own, draft.path / name)
+
+
+def _methods(params: Params) -> list[dict[str, str]]:
+    return [{"method": method} for method in params.methods]
+
+
+def _tests(params: Params) -> list[dict[str, str]]:
+    return [{"method": method, "dataset": name} for method in params.methods for name in params.test_datasets]
+
+
+QUESTIONS = ("data", "counterfactuals")  # the stages of questions
+STAGES = {  # in the order in which they are made
+    "data": Step("01_data_preparation", (), _locate_data, _make_data, _datasets),
+    "counterfactuals": Step(
+        "02_counterfactual_generation", ("data",), _locate_rewrites, _make_rewrites, _rewrite_variants
+    ),
+    "rationales": Step("03_rationale_generation", QUESTIONS, _locate_rationales, _make_rationales, _variants),
+    "training": Step(
+        "04_training", (*QUESTIONS, "rationales"), _locate_training, _make_training, _methods, resumes=True
+    ),
+    "evaluation": Step("05_evaluation", ("data", "training"), _locate_evaluation, _make_evaluation, _tests),
+    "audits": Step("05_evaluation", ("data", "training"), _locate_audits, _make_audits, _methods),
+    "metrics": Step("05_evaluation", ("evaluation",), _locate_metrics, _make_metrics, lambda _: [{}]),
+}

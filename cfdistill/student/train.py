@@ -1,0 +1,261 @@
+"""Training: batches drawn up ahead, frozen layers computed once, and a Trainer with our loss."""
+
+import copy
+import ctypes
+import math
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+
+from cfdistill.errors import TrainingError
+from cfdistill.files import check_space
+from cfdistill.params import Params
+from cfdistill.progress import Progress
+from cfdistill.schema import STRATEGY, Example, Question, prompt_text
+from cfdistill.student import decode
+from cfdistill.student.examples import by_question, example_weight, questions_per_step
+from cfdistill.student.loss import last_hidden, target_loss
+from cfdistill.student.models import Student, freeze, precision
+from cfdistill.student.packing import Batch, Packed, by_length, collate, encode, rows_of
+
+LAST_FILE = "trainer_state.json"  # of a checkpoint: what is written after all others
+VALIDATED = ("val_accuracy", "val_loss")
+LOG_COLUMNS = ("step", "epoch", "loss", "learning_rate", "tokens_per_s", "seconds", *VALIDATED)
+POOL = 8  # batches among whose examples similar lengths are put together, which saves padding
+
+Examples = Sequence[Example]
+Questions = Sequence[Question]
+States = dict[Packed, torch.Tensor]  # what enters the first trained layer (tokens, width), on the CPU
+Validate = Callable[[], dict[str, float]] | None
+Batches = Sequence[list[Packed]]  # the sequences of every step
+
+
+def train(
+    student: Student, examples: Examples, steps: int, params: Params, folder: Path, validation: Questions = ()
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """Train a student in place, on from a checkpoint in `folder`; return a record per step, and facts."""
+    packed, size = pack_examples(examples, student, params), questions_per_step(examples, params)
+    drawn = draw_batches([sum(map(len, own)) for own in packed], size, steps, params.seed)
+    batches = [[row for i in batch for row in packed[i]] for batch in drawn]
+    rows, model, states = [row for own in packed for row in own], student.model, States()
+    if params.frozen_layers:
+        lower, model = split_layers(student.model, params.frozen_layers)
+        states = lower_states(lower, rows, params.eval_batch_size) if lower else states
+    moments = 2 * sum(p.numel() for p in model.parameters() if p.requires_grad)  # AdamW's
+    kept = 3 if params.checkpoint == "best" else 2  # the last one is deleted when the next one is written
+    check_space(folder, 4 * (student.model.num_parameters() + kept * (model.num_parameters() + moments)))
+    validate = _validator(student, examples, validation, params)
+    trainer, last = StudentTrainer(model, batches, states, validate, params, folder), _last_checkpoint(folder)
+    trainer.progress = Progress(steps, "step", last)
+    trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{last}") if last else None)
+    student.model.eval()
+    done, epoch = trainer.state, math.ceil(len(packed) / size)
+    log = [row | {"epoch": row["step"] / epoch} for row in done.log_history if "loss" in row]
+    return log, {
+        "examples": len(examples),
+        "sequences": len(rows),
+        "target_tokens": sum(label >= 0 for row in rows for label in row.labels),
+        "steps": done.global_step,
+        "kept_step": done.best_global_step if params.checkpoint == "best" else done.global_step,
+        "precision": precision(params),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def pack_examples(examples: Examples, student: Student, params: Params) -> list[list[Packed]]:
+    """Return the sequences of every question; raises TrainingError when an example is too long."""
+    model, tokenizer, grouped = student.model, student.tokenizer, by_question(examples)
+    groups = [[encode(e, tokenizer, example_weight(e, params)) for e in group] for group in grouped]
+    lengths = [len(pair.prompt) + len(pair.target) for group in groups for pair in group]
+    if longer := [length for length in lengths if length > params.max_length]:
+        told = f"{len(longer)} of {len(lengths)} training examples are over max_length={params.max_length}"
+        raise TrainingError(f"{told} tokens; raise max_length to {max(longer)} (cut, they would teach less)")
+    window = getattr(model.config, "max_position_embeddings", params.max_length)
+    if max(lengths) > window:
+        told = f"the longest example has {max(lengths)} tokens, and the student takes {window}"
+        raise TrainingError(f"{told}; choose another")
+    return [rows_of(group, model, tokenizer) for group in groups]
+
+
+def draw_batches(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> list[list[int]]:
+    """Return the questions (indices) of every step, fixed before the first, so that runs can be resumed."""
+    order = random.Random(seed)
+    batches: list[list[int]] = []
+    while len(batches) < steps:
+        shuffled = order.sample(range(len(lengths)), len(lengths))
+        epoch = []
+        for start in range(0, len(shuffled), POOL * batch_size):
+            pool = sorted(shuffled[start : start + POOL * batch_size], key=lambda i: lengths[i])
+            epoch += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        order.shuffle(epoch)
+        batches += epoch
+    return batches[:steps]
+
+
+def split_layers(model: PreTrainedModel, frozen: int) -> tuple[PreTrainedModel | None, PreTrainedModel]:
+    """Freeze a model's lowest layers, and split a Llama into these and the rest, which share all weights."""
+    freeze(model, frozen)
+    if model.config.model_type != "llama":  # they add positions to `inputs_embeds`, which the rest is fed
+        return None, model
+    layers = model.model.layers
+    lower, upper = _part(model, layers[:frozen]), _part(model, layers[frozen:])
+    lower.model.norm = torch.nn.Identity()
+    return lower.eval(), upper
+
+
+def _part(model: Any, layers: torch.nn.ModuleList) -> Any:
+    """Return a model of the same class with only these layers; every module is the original's."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = len(layers)
+    with torch.device("meta"):  # a shell without memory, all of which is replaced
+        part = type(model)(config)
+    part.model.layers = layers
+    part.model.embed_tokens, part.model.norm = model.model.embed_tokens, model.model.norm
+    part.model.rotary_emb, part.lm_head = model.model.rotary_emb, model.lm_head
+    return part
+
+
+@torch.no_grad()
+def lower_states(lower: PreTrainedModel, rows: Sequence[Packed], batch_size: int) -> States:
+    """Return what enters the first trained layer in every epoch. Deviation: the paper trains every layer."""
+    states, progress = States(), Progress(len(rows), "frozen layers: example")
+    for chosen in by_length(rows, batch_size):
+        batch = [rows[i] for i in chosen]
+        for row, hidden in zip(batch, last_hidden(lower, collate(batch)), strict=True):
+            states[row] = hidden[: len(row)].cpu().clone()
+        progress.advance(len(chosen))
+    return states
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory for the next step: cleared anew it costs 10 % of a 135M student's step."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(-4, 0)  # M_MMAP_MAX
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def _validator(student: Student, examples: Examples, questions: Questions, params: Params) -> Validate:
+    """Return what measures the student on validation questions; None if it is not to be."""
+    if not questions or not params.validations:
+        return None
+    kind = examples[0].kind
+    prompts = [prompt_text(question, STRATEGY[kind]) for question in questions]
+    longest = max(len(encode(e, student.tokenizer).target) for e in examples if e.kind == kind)
+    return partial(decode.validate, student, questions, prompts, longest, params.eval_batch_size)
+
+
+def _last_checkpoint(folder: Path) -> int:
+    """Return the step of the newest complete checkpoint, 0 if there is none; others are deleted."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / LAST_FILE).is_file():
+            shutil.rmtree(checkpoint)
+    return max((int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")), default=0)
+
+
+def forget_checkpoints(folder: Path) -> None:
+    """Delete all checkpoints, each one's mark of being complete first."""
+    for state in folder.glob(f"*/{LAST_FILE}"):
+        state.unlink()
+    shutil.rmtree(folder)
+
+
+def cut(batches: Batches, parts: int) -> list[tuple[list[Packed], float]]:
+    """Cut batches into parts, each with its whole batch's weight; where rows are few, one counts nothing."""
+    made = []
+    for batch in batches:
+        weight = sum(sum(row.weights) for row in batch)
+        made += [(batch[k::parts], weight) if k < len(batch) else (batch[:1], math.inf) for k in range(parts)]
+    return made
+
+
+class StudentTrainer(Trainer):
+    """Hugging Face's Trainer with the loss on target tokens, a fixed order and quiet progress."""
+
+    loss_is_scaled_for_ga = True  # of a batch in parts, the losses add up: nothing is to be averaged
+
+    def __init__(
+        self, model: Any, batches: Batches, states: States, validate: Validate, params: Params, folder: Path
+    ) -> None:
+        """Prepare to train `model`, which looks up embeddings where there are no `states`."""
+        self.states, self.validate, self.bf16 = states, validate, precision(params) == "bf16"
+        self.tokens = [sum(len(row) + len(row.source) for row in batch) for batch in batches]
+        keep_memory()
+        arguments = _arguments(len(batches), params, folder, validates=validate is not None)
+        tested: list[Any] | None = [] if validate else None  # the Trainer asks that there is something
+        super().__init__(model, arguments, self._collate, cut(batches, params.accumulation_steps), tested)
+        self.remove_callback(PrinterCallback)  # its dictionaries would fill the notebook
+        if params.patience:
+            self.add_callback(EarlyStoppingCallback(params.patience))
+        self.progress, self.last = Progress(len(batches), "step"), time.perf_counter()
+
+    def _collate(self, entries: list[tuple[list[Packed], float]]) -> Batch:
+        ((rows, weight),) = entries
+        batch = collate(rows, [self.states[row] for row in rows if self.states])
+        return batch | {"total_weight": torch.tensor(weight)}
+
+    def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
+        """Return a batch's loss; of a part of it, its share in that."""
+        with torch.autocast(inputs["labels"].device.type, torch.bfloat16, enabled=self.bf16):
+            return target_loss(model, inputs)
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        """Complete the record of a step; raises TrainingError when the loss is no longer a number."""
+        if "loss" in logs:  # else it is the summary after the last step
+            step, loss, now = self.state.global_step, logs["loss"], time.perf_counter()
+            if not math.isfinite(loss):
+                raise TrainingError(f"the loss is {loss} at step {step}; lower learning_rate")
+            speed = self.tokens[step - 1] / (now - self.last)
+            logs |= {"seconds": now - self.last, "tokens_per_s": speed}
+            self.progress.advance(1, f"loss {loss:.2f} · {speed:.0f} tokens/s")
+            self.last = now
+        super().log(logs, *rest)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Validate the student, beside the record of the last step; no step's time holds it."""
+        measured = self.validate() if self.validate else {}
+        self.state.log_history[-1] |= {f"val_{name}": value for name, value in measured.items()}
+        found = {f"eval_{name}": value for name, value in measured.items()}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        self.last = time.perf_counter()
+        return found
+
+
+def _arguments(steps: int, params: Params, folder: Path, *, validates: bool) -> TrainingArguments:
+    rhythm = math.ceil(steps / (params.validations if validates else 5))  # of what a run can go on from
+    best = params.checkpoint == "best"
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,  # one part of a batch
+        gradient_accumulation_steps=params.accumulation_steps,
+        train_sampling_strategy="sequential",
+        learning_rate=params.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=math.ceil(steps / 10) if steps > 1 else 0,  # whose first step has a rate of 0
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        seed=params.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=rhythm,
+        save_total_limit=1,  # beside the best one, if that is wanted
+        eval_strategy="steps" if validates else "no",
+        eval_steps=rhythm,
+        load_best_model_at_end=best,
+        metric_for_best_model="accuracy" if best else None,
+        report_to="none",
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be wrapped in torch's DataParallel
+    return arguments

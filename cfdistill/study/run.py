@@ -1,0 +1,162 @@
+"""Run a study: the notebooks in order through papermill, each only when its result is not there yet."""
+
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from traitlets.config import Config
+
+from cfdistill import files, pipeline, store
+from cfdistill.errors import CfdistillError, ParamsError, StageError
+from cfdistill.params import Params
+from cfdistill.study import results
+
+CHAPTERS = dict.fromkeys(step.notebook for step in pipeline.STAGES.values())  # those that make stages
+NOTEBOOKS = (*CHAPTERS, "06_qualitative_analysis", "07_paper_figures")
+
+
+def run(
+    profile: Path, overrides: Mapping[str, str], only: Sequence[str] = (), *, force: bool = False
+) -> Params:
+    """Execute the notebooks of a study that are not current (or all, with `force`); returns its parameters.
+
+    Raises StageError with the sentence of a cell that failed, or when another run makes these results.
+    """
+    params = Params.from_yaml(profile, overrides)
+    chosen, folder = select(only, params), executed_folder(params)
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.held(lock(params), results.folder(params)), _environment(folder):
+        for name in chosen:
+            if force or not is_current(name, params):
+                began = time.monotonic()
+                sys.stderr.write(f"{name} …\n")
+                _execute(name, params)
+                sys.stderr.write(f"{name}: {time.monotonic() - began:.0f} s\n")
+    return params
+
+
+def select(only: Sequence[str], params: Params) -> list[str]:
+    """Return the notebooks whose names begin with one of `only`; without any, all that the study needs."""
+    for prefix in only:
+        if not any(name.startswith(prefix) for name in NOTEBOOKS):
+            raise ParamsError(f"--only {prefix}: no such notebook; there are {', '.join(NOTEBOOKS)}")
+    if only:
+        return [name for name in NOTEBOOKS if name.startswith(tuple(only))]
+    return [name for name in NOTEBOOKS if params.has_counterfactuals or name[:2] != "02"]
+
+
+def executed_folder(params: Params) -> Path:
+    """Return where the executed notebooks of these parameters are kept."""
+    digest = store.key_hash(params.model_dump())[:8]
+    return files.resolve(params.run_root) / "notebooks" / f"{params.profile}-{digest}"
+
+
+def lock(params: Params) -> Path:
+    """Return the lock of a study's results, which one run makes at a time."""
+    folder = results.folder(params)
+    return executed_folder(params).with_name(f"{folder.name}-{store.key_hash({'': str(folder)})[:8]}.lock")
+
+
+def is_current(name: str, params: Params) -> bool:
+    """Tell whether the notebook ran to its end with this source, package, parameters and stages."""
+    record = executed_folder(params) / f"{name}.json"
+    try:
+        same = record.read_text(encoding="utf-8") == _fingerprint(name, params)
+    except (FileNotFoundError, CfdistillError):  # it never did, or a stage is missing or damaged
+        return False
+    return same and (name != NOTEBOOKS[-1] or results.is_whole(results.folder(params)))
+
+
+def commands(profile: Path, overrides: Mapping[str, str], only: Sequence[str] = ()) -> list[str]:
+    """Return the plain papermill commands that do what `run` does."""
+    params = Params.from_yaml(profile, overrides)
+    given = [word for name, value in overrides.items() for word in ("-r", name, str(value))]  # -r: as text
+    paths = [(source_path(n), executed_folder(params) / f"{n}.ipynb") for n in select(only, params)]
+    return [shlex.join(["papermill", str(a), str(b), "-f", str(profile), *given]) for a, b in paths]
+
+
+def source_path(name: str) -> Path:
+    """Return the path of a notebook's source."""
+    return files.project_root() / "notebooks" / f"{name}.ipynb"
+
+
+def _execute(name: str, params: Params) -> None:
+    import papermill  # which takes a second, and most runs of a finished study need it not
+    from papermill.exceptions import PapermillExecutionError
+
+    folder = executed_folder(params)
+    record, unfinished = folder / f"{name}.json", folder / f"{name}.unfinished.ipynb"
+    record.unlink(missing_ok=True)
+    # Papermill warns of each parameter that a notebook does not declare; ours were checked before.
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    try:
+        papermill.execute_notebook(
+            _plain(source_path(name)),
+            _plain(unfinished),
+            parameters={key: value for key, value in params if value != getattr(Params(), key)},
+            kernel_name="python3",
+            progress_bar=False,
+            stderr_file=sys.stderr,  # of kernels: their progress
+            # The kernel warns of its transport, and when it is stopped, of a socket it has just closed.
+            extra_arguments=["--log-level=CRITICAL"],
+            config=_patience(name, params),
+        )
+    except RuntimeError as error:  # what a cell raises arrives as the next kind; this is the kernel's end
+        told = f"{name}: its process was killed, as when memory runs out ({error}); run again"
+        raise StageError(told) from error
+    except PapermillExecutionError as error:
+        known = error.ename in {kind.__name__ for kind in CfdistillError.__subclasses__()}
+        what = error.evalue if known else f"{error.ename}: {error.evalue}"
+        raise StageError(f"{name}: {what} (executed so far: {unfinished})") from error
+    unfinished.rename(folder / f"{name}.ipynb")
+    files.write_text(record, _fingerprint(name, params))
+
+
+def _plain(path: Path) -> str:
+    """Return a path as papermill takes it, which fills in parameters where it sees braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _patience(name: str, params: Params) -> Config:
+    """Return how long a kernel may go on after Ctrl-C: until a live teacher's paid answers are stored."""
+    if params.teacher != "live" or name[:2] not in ("02", "03"):
+        return Config()
+    # At half of this time the kernel is asked once more to end, less politely.
+    return Config(KernelManager={"shutdown_wait_time": 2 * params.teacher_timeout_s + 10})
+
+
+def _fingerprint(name: str, params: Params) -> str:
+    """Return all that an executed notebook hangs on; raises StageError when a stage up to it is missing."""
+    chapters = NOTEBOOKS[: NOTEBOOKS.index(name) + 1]
+    stages = [
+        pipeline.find(stage, params, **part).place
+        for stage, step in pipeline.STAGES.items()
+        if step.notebook in chapters
+        for part in pipeline.parts(stage, params)
+    ]
+    package = Path(__file__).parents[1]
+    sources = {str(path.relative_to(package)): files.sha256(path) for path in sorted(package.rglob("*.py"))}
+    facts = {"params": params.model_dump(), "notebook": files.sha256(source_path(name)), "stages": stages}
+    return json.dumps({**facts, "sources": sources})
+
+
+@contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """Let `python3` be this interpreter: a kernelspec of that name may be another checkout's."""
+    spec = folder / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True, exist_ok=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    files.write_json(spec, {"argv": argv, "display_name": "Python 3", "language": "python"})
+    before = os.environ.get("JUPYTER_PATH")
+    os.environ["JUPYTER_PATH"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["JUPYTER_PATH"]
+        os.environ |= {"JUPYTER_PATH": before} if before else {}

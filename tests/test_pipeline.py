@@ -1,0 +1,242 @@
+"""The table of stages: a stage is its inputs' content, whatever the input and wherever it lies."""
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from studies import write_csqa
+
+from cfdistill import data, files, pipeline, store
+from cfdistill.data import weasel
+from cfdistill.errors import DataError, StageError, TrainingError
+from cfdistill.student import models
+from cfdistill.teacher import prompts
+
+
+def write_rows(folder, kind, count):
+    """Write `count` questions of one's own, and return their rows."""
+    asked = [
+        (f"{kind}{i}", f"Ida lost {kind} {i}. Where is it?", ["attic", "cellar"], i % 2) for i in range(count)
+    ]
+    rows = [dict(zip(("id", "stem", "options", "answer"), row, strict=True)) for row in asked]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def user_study(params, root, **changes):
+    """Write all files that a study of one's own rows reads into a folder, and return its parameters."""
+    train, *_ = (write_rows(root / "user", kind, 4) for kind in ("train", "validation", "test"))
+    told = [{"id": row["id"], "rationale": "It is.", "predicted": "AB"[row["answer"]]} for row in train]
+    (root / "rationales.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    models.load(params).save(root / "student")
+    places = {"data_root": str(root), "rationale_file": str(root / "rationales.jsonl")}
+    names = {
+        "train_dataset": "user",
+        "test_datasets": ["user"],
+        "methods": ["ft-cot"],
+        "rationale_source": "file",
+    }
+    return params.model_copy(update=places | names | {"student": str(root / "student")} | changes)
+
+
+def keys(params):
+    """Return the key of every stage up to the training, making those before it."""
+    made = {
+        f"{name} {sorted(part.values())}": pipeline.build(name, params, **part)
+        for name in ("data", "counterfactuals", "rationales")
+        for part in pipeline.parts(name, params)
+    }
+    made |= {m: pipeline.locate("training", params, method=m) for m in params.methods}
+    return {name: store.key_hash(stage.key) for name, stage in made.items()}
+
+
+def pretend_trained(params):
+    """Complete the training stage of every method with a student that was not trained."""
+    for method in params.methods:
+        with pipeline.locate("training", params, method=method).draft(params) as draft:
+            models.load(params).save(draft.path / "model")
+
+
+def replace_word(path, old, new):
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("file", "word", "first_changed"),
+    [
+        ("user/train.jsonl", b"lost", "data"),
+        ("user/validation.jsonl", b"lost", "data"),
+        ("rationales.jsonl", b"is", "rationales"),
+        ("student/model.safetensors", b"\0\0", "ft-cot"),
+    ],
+)
+def test_a_word_of_a_file_edited_in_place_changes_what_reads_it(
+    small_params, tmp_path, file, word, first_changed
+):
+    params = user_study(small_params, tmp_path)
+    before = keys(params)
+    replace_word(tmp_path / file, word, word[::-1] if word.isalpha() else b"\0\1")
+    after = keys(params)
+    changed = [name for name in before if before[name] != after[name]]
+    assert changed[0].startswith(first_changed)
+    assert "ft-cot" in changed
+
+
+def test_an_official_file_edited_in_place_is_noticed(small_params, tmp_path):
+    write_csqa(tmp_path / "csqa", 120)
+    given = {"train_dataset": "csqa", "test_datasets": ["csqa"], "data_root": str(tmp_path)}
+    params = small_params.model_copy(update=given)
+    before = pipeline.build("data", params, dataset="csqa")
+    replace_word(tmp_path / "csqa" / "dev_rand_split.jsonl", b"noon", b"moon")
+    assert pipeline.build("data", params, dataset="csqa").path != before.path
+
+
+@pytest.mark.parametrize("task", ["mask", "reason", "negative"])
+def test_an_edited_prompt_remakes_the_stages_that_send_it(small_params, monkeypatch, task):
+    before, load = keys(small_params), prompts.load
+
+    def edited(name):
+        (role, text), *rest = load(name)
+        return ((role, f"{text} "), *rest) if name == task else load(name)
+
+    monkeypatch.setattr(prompts, "load", edited)
+    name = "rationales []" if task == "negative" else "counterfactuals []"
+    assert keys(small_params)[name] != before[name]
+
+
+def test_an_edited_scene_bank_remakes_the_questions(small_params, tmp_path, monkeypatch):
+    before, bank = keys(small_params), shutil.copytree(weasel.BANK, tmp_path / "bank")
+    monkeypatch.setattr(weasel, "BANK", bank)
+    replace_word(bank / "commonsense.jsonl", b"?", b"??")
+    after = keys(small_params)
+    assert {name for name in before if before[name] == after[name]} == {"data ['weasel-science']"}
+
+
+def test_answers_changed_in_the_cache_are_never_mixed_with_stages_made_before(small_params):
+    keys(small_params)
+    cache = Path(small_params.run_root) / "teacher" / "cache.sqlite"
+    with closing(sqlite3.connect(cache)) as db, db:
+        key, response = db.execute("SELECT key, response FROM answers WHERE task = 'fill'").fetchone()
+        db.execute("UPDATE answers SET response = ? WHERE key = ?", (f"{response} ", key))
+    with pytest.raises(StageError, match=r"was made from other answers .*\(1 differ\)"):
+        pipeline.build("counterfactuals", small_params)
+
+
+def test_two_studies_that_differ_in_places_only_share_all(small_params, tmp_path):
+    first, second = (
+        user_study(
+            small_params, tmp_path / name, teacher_cache=str(tmp_path / f"{name}.sqlite"), profile=name
+        )
+        for name in ("one", "two")
+    )
+    keys(first)
+    pretend_trained(first)
+    for name in ("evaluation", "audits", "metrics"):
+        for part in pipeline.parts(name, first):
+            pipeline.build(name, first, **part)
+    for name in pipeline.STAGES:
+        for part in pipeline.parts(name, second):
+            assert pipeline.find(name, second, **part) == pipeline.locate(name, first, **part)
+
+
+def test_rebuilt_rewrites_lead_to_new_rationales_and_students(small_params):
+    """Rewrites that were made again with other answers must not meet the explanations of the old ones."""
+    before = keys(small_params)
+    made, kept = pipeline.find("counterfactuals", small_params), pipeline.rewrites(small_params)
+    shutil.rmtree(made.path)
+    with made.draft(small_params) as draft:
+        draft.write("counterfactuals.train.jsonl", kept[1:])
+    assert store.key_hash(pipeline.locate("rationales", small_params).key) != before["rationales []"]
+    with pytest.raises(StageError, match=r"stage rationales is missing .* --only 03"):
+        pipeline.locate("training", small_params, method="cf-distill")
+
+
+def test_the_manifest_names_what_was_read(small_params):
+    keys(small_params)
+    made, read = (pipeline.find(name, small_params) for name in ("rationales", "counterfactuals"))
+    name = "counterfactuals.train.jsonl"
+    assert made.manifest()["inputs"][read.place] == {name: files.sha256(read.path / name)}
+    assert [stage.name for stage in pipeline.behind(made)] == ["data", "counterfactuals", "rationales"]
+
+
+def test_the_number_format_is_in_the_key_and_auto_is_what_it_resolves_to(small_params, monkeypatch):
+    keys(small_params)
+
+    def key(given, processor):
+        monkeypatch.setattr(models, "precision", lambda p: p.precision.replace("auto", processor))
+        params = small_params.model_copy(update={"precision": given})
+        return store.key_hash(pipeline.locate("training", params, method="ft").key)
+
+    assert key("auto", "bf16") == key("bf16", "fp32") != key("fp32", "bf16") == key("auto", "fp32")
+
+
+def test_a_test_set_that_was_trained_on_is_refused(small_params, tmp_path):
+    params = user_study(small_params, tmp_path)
+    train, test = ((tmp_path / "user" / f"{kind}.jsonl").read_text() for kind in ("train", "test"))
+    for text in (test + train.splitlines()[0], train):
+        (tmp_path / "user" / "test.jsonl").write_text(text)
+        pipeline.build("data", params, dataset="user")
+        if text != train:
+            assert pipeline.overlap("user", params) == ["train0"]
+    with pytest.raises(DataError, match="4 of 4"):
+        pipeline.overlap("user", params)
+
+
+def test_missing_stages_name_the_notebook(small_params):
+    with pytest.raises(StageError, match=r"stage data is missing .* --only 01` or notebook 01_data_prep"):
+        pipeline.find("rationales", small_params)
+
+
+def test_the_table_lists_what_stages_read(small_params):
+    keys(small_params)
+    pretend_trained(small_params)
+    order = list(pipeline.STAGES)
+    for name, step in pipeline.STAGES.items():
+        assert all(order.index(read) < order.index(name) for read in step.reads)
+        if name != "metrics":
+            made = pipeline.locate(name, small_params, **pipeline.parts(name, small_params)[-1])
+            assert {read.stage.name for read in made.inputs} <= set(step.reads)
+
+
+def test_data_that_is_only_tested_on_needs_no_training_file(small_params, tmp_path):
+    write_rows(tmp_path / "user", "test", 3)
+    params = small_params.model_copy(update={"test_datasets": ["user"], "data_root": str(tmp_path)})
+    made = pipeline.build("data", params, dataset="user")
+    assert len(made.read("questions.test.jsonl", data.Question)) == 3
+
+
+def test_controls_learn_from_their_own_rewrites_in_as_many_steps(small_params):
+    methods = ["ft-cot", "ft-cot-long", "cf-unfiltered", "cf-random-mask", "cf-distill"]
+    params = small_params.model_copy(update={"methods": methods, "teacher_noise": 0.4})
+    keys(params)
+    steps = {method: pipeline.planned_steps(method, params) for method in methods}
+    assert steps["ft-cot"] < steps["ft-cot-long"] == steps["cf-distill"]
+    assert steps["cf-unfiltered"] == steps["cf-random-mask"] == steps["cf-distill"]
+    made = {method: pipeline.rewrites(params, method) for method in methods}
+    assert len(made["cf-unfiltered"]) > len(made["cf-distill"])
+    masked = {method: {c.masked_stem for c in made[method]} for method in methods}
+    assert not masked["cf-random-mask"] & masked["cf-distill"]
+    for method in methods[2:]:
+        ids = {c.question.id for c in made[method]}
+        learnt = {e.question_id for e in pipeline.examples(method, params) if e.counterfactual}
+        assert learnt
+        assert learnt <= ids
+
+
+def test_rewrites_are_explained_and_a_study_without_any_says_so(small_params):
+    keys(small_params)
+    explained = {r.question_id for r in pipeline.rationales(small_params)}
+    assert {c.question.id for c in pipeline.rewrites(small_params)} <= explained
+    strict = small_params.model_copy(update={"min_edit_ratio": 0.0, "max_edit_ratio": 0.0})
+    keys(strict)
+    assert pipeline.rewrites(strict) == []
+    assert pipeline.find("counterfactuals", strict).manifest()["drops"]["changed too much"]
+    assert pipeline.examples("ft-cot", strict)
+    with pytest.raises(TrainingError, match="no counterfactuals"):
+        pipeline.examples("cf-distill", strict)
