@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -60,7 +58,7 @@ def blocks(folder: Path) -> dict[str, str]:
     made = f"Made on {machine['cores']} cores ({machine['processor']}) in {minutes:.1f} minutes in total."
     return {
         "results": _joined(_compared(*default), made),
-        "seeds": _joined(_compared(*own), _formats(folder / "offline_full")),
+        "seeds": _joined(_compared(*own), results.formats(folder / "offline_full")),
         **{name: _swept(folder / name, trained) for name in GRIDS},
         "benchmark": f"{tables.to_markdown(*real)}\n{tables.differences(real[1])}",
     }
@@ -109,22 +107,13 @@ def _swept(folder: Path, dataset: str) -> str:
         lines.append([told, method, cell["seeds"].iloc[0], *(shown.get(split, "–") for split in SPLITS)])
     table = pd.DataFrame(lines, columns=["training", "method", "seeds", *SPLITS]).to_markdown(index=False)
     if not (folder / metrics.SETTINGS).is_file():  # methods were varied
-        return _joined(table, _formats(folder))
+        return _joined(table, results.formats(folder))
     settings = metrics.read_csv(folder, metrics.SETTINGS)
     against = (
         "Each setting against the first one, on test splits with the same questions (points, intervals and "
         f"p-values as above, Holm-adjusted over these {len(settings)}):"
     )
-    return _joined(table, against, tables.differences(settings), _formats(folder))
-
-
-def _formats(folder: Path) -> str:
-    """Return a sentence where cells of a grid were trained in different number formats."""
-    record = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
-    manifests = [results.read_manifest(folder.parent / cell) for cell in record["cells"]]
-    counts = Counter(manifest["params"]["precision"] for manifest in manifests)
-    shown = " and ".join(f"{count} in {name}" for name, count in sorted(counts.items()))
-    return f"Number formats: of these trainings, {shown}." if len(counts) > 1 else ""
+    return _joined(table, against, tables.differences(settings), results.formats(folder))
 
 
 if __name__ == "__main__":

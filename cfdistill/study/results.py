@@ -150,9 +150,7 @@ def _plots(place: Path, own: Table, measured: Table, comparisons: Table, chance:
 
 def _chance(results: Path, gathered: list[Path]) -> dict[str, float]:
     """Return the accuracy of guessing, from the predictions, which a grid has in its cells."""
-    record = results / "tables.json"
-    cells = _read(record, "cfdistill grid").get("cells", {}) if record.is_file() else {}
-    places = [results.parent / cell for cell in cells] or gathered
+    places = [results.parent / cell for cell in _cells(results)] or gathered
     found = [metrics.read_csv(p, metrics.FILES[2]) for p in places if (p / metrics.FILES[2]).is_file()]
     return metrics.chance(pd.concat([pd.DataFrame(), *found]))
 
@@ -170,6 +168,19 @@ def _told(name: str, table: pd.DataFrame) -> str:
 def alt_texts(results: Path) -> dict[str, str]:
     """Return the alternative text of every figure in a results folder."""
     return _read(results / "figures" / "alt_texts.json", f"`cfdistill figures {results}`")
+
+
+def _cells(results: Path) -> dict[str, str]:
+    """Return the cells that a grid's tables were made from, which a study has none of."""
+    record = results / "tables.json"
+    return _read(record, "cfdistill grid").get("cells", {}) if record.is_file() else {}
+
+
+def formats(results: Path) -> str:
+    """Return a sentence where cells of a grid were trained in different number formats, else nothing."""
+    found = [read_manifest(results.parent / cell)["params"]["precision"] for cell in _cells(results)]
+    shown = " and ".join(f"{found.count(name)} in {name}" for name in sorted(set(found)))
+    return f"Number formats: of these trainings, {shown}." if len(set(found)) > 1 else ""
 
 
 def read_manifest(results: Path) -> dict[str, Any]:

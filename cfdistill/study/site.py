@@ -63,6 +63,7 @@ def _results(source: Path, site: Path, place: str = "") -> str:
     parts = [*shown[:1], table.read_text(encoding="utf-8") if table.is_file() else ""]
     compared = [name for name in (metrics.FILES[1], metrics.SETTINGS) if name in kept]
     parts += [tables.differences(metrics.read_csv(source, name)) for name in compared]
+    parts += [results.formats(source)]
     parts += [f"All numbers: {', '.join(f'[{name}]({place}{name})' for name in kept)}.", "## Figures"]
     return "\n\n".join(parts + shown[1:])
 
@@ -96,7 +97,9 @@ def _notebook_html(notebook: NotebookNode) -> str:
         elif cell.cell_type == "markdown":
             section = (re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) or [section])[0]
             cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", cell.source)
-        for output in cell.get("outputs", []):
+        shown = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]  # progress
+        cell.update({"outputs": shown} if "outputs" in cell else {})
+        for output in shown:
             if "data" in output:
                 output.data = {kind: output.data[kind] for kind in SHOWN if kind in output.data}
             if "image/png" in output.get("data", {}):
