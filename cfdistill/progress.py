@@ -15,7 +15,7 @@ class Progress:
         """Count steps; with a label, report each tenth of them."""
         tenths, now = 10 * self.done // self.total, time.monotonic()
         self.done += steps
-        if self.label and 10 * self.done // self.total > tenths:
+        if self.label and self.total > 1 and 10 * self.done // self.total > tenths:
             left = round((now - self.began) / (self.done - self.earlier) * (self.total - self.done))
             parts = [f"{self.label} {self.done}/{self.total}", text]
             parts += [f"{left // 60}:{left % 60:02d} left"] if self.done < self.total else []

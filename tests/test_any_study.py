@@ -52,9 +52,9 @@ ONCE_WRONG = (  # that ended in an assertion
 )
 
 
-@example(ONCE_WRONG[0])
-@example(ONCE_WRONG[1])
-@example(ONCE_WRONG[2])
+@example(drawn=ONCE_WRONG[0])
+@example(drawn=ONCE_WRONG[1])
+@example(drawn=ONCE_WRONG[2])
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(drawn=st.fixed_dictionaries({}, optional=DRAWN))
 def test_a_drawn_study_runs_through_all_notebooks(drawn, tmp_path):
