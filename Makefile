@@ -26,7 +26,7 @@ $(PEERS): benchmarks/peers/requirements.txt
 study: $(READY)  ## the default study: about 18 minutes on two cores, no key, no GPU, no model hub
 	$(BIN)/cfdistill run params/offline.yaml
 
-test: $(READY)  ## the tests, with a small study through all notebooks: at most 8 minutes on two cores
+test: $(READY)  ## the tests, with a small study through all notebooks
 	$(BIN)/python -m pytest
 
 test-long: $(READY)  ## kills, full disks, drawn parameters, hostile input: over an hour; docs/guarantees.md
