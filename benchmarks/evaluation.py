@@ -1,18 +1,21 @@
-"""Evaluation speed on the default study's own questions, beside `generate` and lm-evaluation-harness.
+"""Evaluation speed on the default study's own questions, beside `generate`, CTranslate2 and lm-eval.
 
-    python benchmarks/evaluation.py [--items 64] [--repeats 3] [--peers-python .venv-bench/bin/python]
+    python benchmarks/evaluation.py [--items 64] [--rounds 5] [--peers-python .venv-bench/bin/python]
 
 The student has learned from ft-cot's examples for one epoch, so that its answers have the study's form and
-length. Generation is greedy, in fp32, and beside transformers' own `generate` at batch 1 (on an eighth of
-the prompts) and 16; likelihoods are beside the harness's Hugging Face backend. All are compared item by
-item. Medians over the repeats. Writes results/bench/evaluation.csv.
+length. Generation is greedy, in the number format that `precision: auto` takes, and beside transformers' own
+`generate` in the same format at batch 1 (on an eighth of the prompts), 16 and 64, and beside CTranslate2 in
+float32 (it knows no bfloat16 on CPUs) and int8. It takes llama, GPT-2, OPT, BART and T5, converted before,
+and only decodes: it has no scores of given options that share a prompt, and no training. Likelihoods are
+beside lm-evaluation-harness's Hugging Face backend, in its faster batch size. Every round asks all sides in
+turn; medians over the rounds, and the p of a one-sided sign test that ours is faster. The rows "same
+answers" compare item by item; one of them is ours in fp32. Writes results/bench/evaluation.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers.contest import Contestant, peers_python, row, write_table
+from peers.contest import Contestant, faster, peers_python, row, write_table
 
 from cfdistill import pipeline
 from cfdistill.params import Params
@@ -36,7 +39,7 @@ def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--items", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers-python", default="", help="interpreter of the peers' environment")
     args = parser.parse_args()
     python, params = peers_python(args.peers_python), Params()
@@ -45,9 +48,10 @@ def main() -> None:
             pipeline.build(name, params, **part)
     questions = pipeline.questions(params.train_dataset, "id", params)[: args.items]
     with tempfile.TemporaryDirectory() as folder:
-        student = train_briefly(params, Path(folder))
-        rows = compare_generation(student, questions, params, args.repeats)
-        rows += compare_likelihood(student, questions, params, args.repeats, python, Path(folder))
+        learned = train_briefly(params, Path(folder))
+        student = models.load_folder(learned.name, Path(folder) / "model", models.precision(params))
+        rows = compare_generation(student, learned, questions, params, args.rounds, python, Path(folder))
+        rows += compare_likelihood(student, questions, params, args.rounds, python, Path(folder))
     write_table("evaluation.csv", rows)
 
 
@@ -64,22 +68,43 @@ def train_briefly(params: Params, folder: Path) -> Student:
 
 
 def compare_generation(
-    student: Student, questions: Sequence[Question], params: Params, repeats: int
+    student: Student,
+    learned: Student,
+    questions: Sequence[Question],
+    params: Params,
+    rounds: int,
+    python: Path,
+    folder: Path,
 ) -> list[tuple[str, ...]]:
     """Return rows of items per second, and of how many answers are the same to the token."""
-    prompts = [prompt_text(question, DIRECT) for question in questions]
+    prompts, new_tokens = [prompt_text(question, DIRECT) for question in questions], params.max_new_tokens
     few = prompts[: max(1, len(prompts) // 8)]
-    turns: dict[str, Callable[[], list[str]]] = {
-        "ours": lambda: decode.generate(student, prompts, params.max_new_tokens, params.eval_batch_size),
-        "batch 1": lambda: plain_generate(student, few, params.max_new_tokens, 1),
-        "batch 16": lambda: plain_generate(student, prompts, params.max_new_tokens, 16),
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    task = {"items": len(prompts), "new_tokens": new_tokens}
+    engines = {
+        name: Contestant(
+            python, "peers.ctranslate", model=folder / "model", prompts=folder / "prompts.json", compute=name
+        )
+        for name in ("float32", "int8")
     }
-    speeds, answers = take_turns(turns, repeats)
-    rows = []
-    for peer in ("batch 1", "batch 16"):
-        same = sum(a == b for a, b in zip(answers["ours"], answers[peer], strict=False))
-        rows.append(row(f"generate, {peer}", speeds["ours"], speeds[peer], "items/s"))
-        rows.append(row(f"generate, {peer}: same answers", same, len(answers[peer]), "items"))
+    turns: dict[str, Callable[[], list[str]]] = {
+        "ours": lambda: decode.generate(student, prompts, new_tokens, params.eval_batch_size),
+        "generate, batch 1": lambda: plain_generate(student, few, new_tokens, 1),
+        "generate, batch 16": lambda: plain_generate(student, prompts, new_tokens, 16),
+        "generate, batch 64": lambda: plain_generate(student, prompts, new_tokens, 64),
+        "CTranslate2, float32": lambda: engines["float32"].turn(task)["answers"],
+        "CTranslate2, int8": lambda: engines["int8"].turn(task)["answers"],
+    }
+    for engine in engines.values():
+        engine.turn({"items": 1, "new_tokens": 1})  # it converts and loads first
+    speeds, answers = take_turns(turns, rounds)
+    for engine in engines.values():
+        engine.stop()
+    plain = decode.generate(learned, prompts, new_tokens, params.eval_batch_size)
+    rows = [faster(peer, speeds["ours"], speeds[peer], "items/s") for peer in turns if peer != "ours"]
+    for name, own in ({"ours in fp32": plain} | answers).items():
+        same = sum(a == b for a, b in zip(answers["ours"], own, strict=False))
+        rows += [row(f"{name}: same answers", same, len(own), "items")] if name != "ours" else []
     return rows
 
 
@@ -91,7 +116,6 @@ def plain_generate(student: Student, prompts: Sequence[str], new_tokens: int, ba
             list(prompts[start : start + batch]),
             padding=True,
             padding_side="left",
-            add_special_tokens=False,
             return_tensors="pt",
         )
         out = student.model.generate(
@@ -112,7 +136,7 @@ def compare_likelihood(
     student: Student,
     questions: Sequence[Question],
     params: Params,
-    repeats: int,
+    rounds: int,
     python: Path,
     folder: Path,
 ) -> list[tuple[str, ...]]:
@@ -120,7 +144,10 @@ def compare_likelihood(
     prompts = [prompt_text(question) for question in questions]
     options = [question.options for question in questions]
     (folder / "items.json").write_text(json.dumps(list(zip(prompts, options, strict=True))))
-    harness = Contestant(python, "peers.lm_eval_hf", model=folder / "model", items=folder / "items.json")
+    dtype = str(student.model.dtype).removeprefix("torch.")
+    harness = Contestant(
+        python, "peers.lm_eval_hf", model=folder / "model", items=folder / "items.json", dtype=dtype
+    )
     trial = {}
     for size in HARNESS_BATCHES:
         trial[size] = harness.turn({"items": 8, "batch_size": size})["seconds"]
@@ -131,7 +158,7 @@ def compare_likelihood(
             "ours": lambda: decode.option_scores(student, prompts, options, params.eval_batch_size),
             "harness": lambda: harness.turn(task)["scores"],
         },
-        repeats,
+        rounds,
     )
     harness.stop()
     ours = answers["ours"].argmax(axis=1)
@@ -144,23 +171,25 @@ def compare_likelihood(
     same = sum(int(a == b) for a, b in zip(ours, peer, strict=True))
     title = f"likelihood, lm-eval at batch {fastest}"
     return [
-        row(title, speeds["ours"], speeds["harness"], "items/s"),
+        faster(title, speeds["ours"], speeds["harness"], "items/s"),
         row(f"{title}: right answers", right[0], right[1], "items"),
         row(f"{title}: same choices", same, len(peer), "items"),
     ]
 
 
-def take_turns(turns: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return each contestant's median speed in answers per second, and its last answers."""
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
+def take_turns(
+    turns: dict[str, Callable[[], Any]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Return each contestant's speed in every round, in answers per second, and its last answers."""
+    speeds: dict[str, list[float]] = {name: [] for name in turns}
     answers = {}
-    for _ in range(repeats):
+    for _ in range(rounds):
         for name, work in turns.items():
             began = time.perf_counter()
             answers[name] = work()
-            seconds[name].append(time.perf_counter() - began)
-            print(f"{name}: {seconds[name][-1]:.2f} s", flush=True)
-    return {name: len(answers[name]) / statistics.median(own) for name, own in seconds.items()}, answers
+            speeds[name].append(len(answers[name]) / (time.perf_counter() - began))
+            print(f"{name}: {speeds[name][-1]:.2f} items/s", flush=True)
+    return speeds, answers
 
 
 if __name__ == "__main__":

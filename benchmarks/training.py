@@ -1,16 +1,19 @@
 """Training speed on the default study's own examples, beside Trainer and SFTTrainer, in one run.
 
-    python benchmarks/training.py [--examples 32] [--repeats 3] [--peers-python .venv-bench/bin/python]
+    python benchmarks/training.py [--examples 32] [--rounds 5] [--peers-python .venv-bench/bin/python]
 
 All sides see the same examples of cf-distill, the same student, every layer trained, the same batch size
 and number of updates, and save nothing; the time is that of the training loop. Each peer runs in the
-precision (fp32 or bf16) that it is faster in, ours in what `precision: auto` takes. Medians over the
-repeats. Writes results/bench/training.csv.
+precision (fp32 or bf16) and layout (padded or padding-free) that it is fastest in, ours in what `precision:
+auto` takes. Medians over the rounds, and the p of a one-sided sign test that ours is faster. Writes
+results/bench/training.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import statistics
 import sys
 import tempfile
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from peers.contest import Contestant, peers_python, row, serve, write_table
+from peers.contest import Contestant, faster, peers_python, row, serve, write_table
 
 from cfdistill import files, pipeline
 from cfdistill.params import Params
@@ -30,14 +33,14 @@ from cfdistill.student.examples import count_steps
 from cfdistill.student.packing import encode
 
 PEERS = {"plain": "Trainer", "trl": "SFTTrainer"}
-TRIAL = 4  # examples on which a peer's two precisions are compared
+TRIAL = 8  # examples on which a peer's settings are compared
 
 
 def main() -> None:
     """Measure, print and write the table; as `--serve` be one of our two contestants."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--examples", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers-python", default="", help="interpreter of the peers' environment")
     parser.add_argument("--serve", choices=("full", "frozen"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -62,54 +65,55 @@ def main() -> None:
             for name, contestant in contestants.items()
             if name != "frozen"
         }
-        turns = measure(contestants, len(examples), args.repeats)
+        turns = measure(contestants, len(examples), args.rounds)
         for contestant in contestants.values():
             contestant.stop()
     peak = matmul_peak(student.model.config)
     print(f"peak of matrix products: {peak / 1e9:.0f} GFLOP/s")
-    seconds = {
-        name: statistics.median(t["seconds"] / t.get("epochs", 1) for t in own) for name, own in turns.items()
-    }
+    seconds = {name: [turn["seconds"] / turn.get("epochs", 1) for turn in own] for name, own in turns.items()}
     memory = {name: max(t["peak_gib"] for t in own) for name, own in turns.items()}
     rows = []
-    for name, (_, precision) in peers.items():
-        title = f"beside {PEERS[name]} ({precision})"
+    for name, (_, settings) in peers.items():
+        title = f"beside {PEERS[name]} ({settings})"
         for unit, amount in (("examples/s", len(examples)), ("target tokens/s", targets)):
-            rows.append(row(title, amount / seconds["full"], amount / seconds[name], unit))
+            speeds = [[amount / own for own in seconds[side]] for side in ("full", name)]
+            rows.append(faster(title, *speeds, unit))
         rows.append(row(title, memory["full"], memory[name], "GiB peak memory", less_is_better=True))
-        mfu = [flops[side] / seconds[side] / peak for side in ("full", name)]
+        mfu = [flops[side] / statistics.median(seconds[side]) / peak for side in ("full", name)]
         rows.append(row(title, mfu[0], mfu[1], "MFU"))
         frozen = f"{title}, {params.frozen_layers} layers frozen as in the study"
-        rows.append(
-            row(frozen, len(examples) / seconds["frozen"], len(examples) / seconds[name], "examples/s")
-        )
+        speeds = [[len(examples) / own for own in seconds[side]] for side in ("frozen", name)]
+        rows.append(faster(frozen, *speeds, "examples/s"))
     write_table("training.csv", rows)
     return None
 
 
 def fastest(python: Path, name: str, file: Path, params: Params) -> tuple[Contestant, str]:
-    """Return a peer in the precision it is faster in, and that precision."""
+    """Return a peer in the settings it is fastest in, and these in words."""
     folder = files.resolve(params.run_root) / "students" / params.student
     options = {"model": folder, "examples": file, "batch_size": params.batch_size}
     options["learning_rate"] = params.learning_rate
-    found = {}
-    for precision in ("fp32", "bf16"):
-        peer = Contestant(python, "peers.trainers", trainer=name, precision=precision, **options)
-        found[precision] = peer, peer.turn({"examples": TRIAL, "count": False})["seconds"]
-        print(f"{PEERS[name]} {precision}: {TRIAL / found[precision][1]:.2f} examples/s")
-    best = min(found, key=lambda precision: found[precision][1])
-    for precision, (peer, _) in found.items():
-        if precision != best:
-            peer.stop()
-    return found[best][0], best
+    best, chosen, least = None, "", math.inf
+    for precision, layout in itertools.product(("fp32", "bf16"), ("padded", "flat")):
+        own = {"trainer": name, "precision": precision, "layout": layout}
+        peer = Contestant(python, "peers.trainers", **own, **options)
+        seconds = peer.turn({"examples": TRIAL, "count": False})["seconds"]
+        print(f"{PEERS[name]} {precision} {layout}: {TRIAL / seconds:.2f} examples/s", flush=True)
+        slower = best if seconds < least else peer
+        if seconds < least:
+            best, chosen, least = peer, f"{precision}, {layout}", seconds
+        if slower:
+            slower.stop()
+    assert best is not None
+    return best, chosen
 
 
 def measure(
-    contestants: dict[str, Contestant], examples: int, repeats: int
+    contestants: dict[str, Contestant], examples: int, rounds: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the facts of every turn, each contestant having one per repeat, in turn."""
+    """Return the facts of every turn, each contestant having one a round, in turn."""
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
-    for _ in range(repeats):
+    for _ in range(rounds):
         for name, contestant in contestants.items():
             turns[name].append(contestant.turn({"examples": examples, "count": False}))
             print(f"{name}: {turns[name][-1]['seconds']:.2f} s", flush=True)
@@ -137,7 +141,8 @@ def serve_ours(params: Params, *, frozen: bool) -> None:
             patch.object(train.StudentTrainer, "_save_checkpoint"),  # the peers save nothing either
             FlopCounterMode(display=False) if task["count"] else nullcontext() as counter,
         ):
-            log, _ = train.train(student, chosen, steps, params, Path(folder))
+            own = params.model_copy(update={"run_root": folder})  # where no lower states are kept yet
+            log, _ = train.train(student, chosen, steps, own, Path(folder))
         facts = {"epochs": params.epochs, "flops": counter.get_total_flops() if counter else 0}
         return facts if frozen else facts | {"seconds": sum(step["seconds"] for step in log)}
 

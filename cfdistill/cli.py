@@ -86,6 +86,9 @@ def _add_teacher(actions: Any) -> None:
     ):
         action = _add(actions, command, text, "profile", nargs)
         action.add_argument("file", type=Path, metavar="FILE.jsonl")
+        if command is _batch_export:
+            action.add_argument("--max-requests", type=int, default=0, help="in the file (0: 50,000)")
+            action.add_argument("--max-tokens", type=int, default=0, help="of its requests, estimated")
         of_caches += [action] if nargs else []
     for action in of_caches:
         action.add_argument("--cache", type=Path, metavar="FILE", help="a cache file, not a profile's")
@@ -113,8 +116,6 @@ def _run(args: Any) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     # Set before any kernel starts: more threads than cores make a CPU study ten times slower.
     os.environ.setdefault("OMP_NUM_THREADS", str(files.cores()))
-    from cfdistill.evaluate import metrics
-    from cfdistill.show import tables
     from cfdistill.study import results, run
 
     only, overrides = [part for part in args.only.split(",") if part], dict(args.overrides)
@@ -122,8 +123,7 @@ def _run(args: Any) -> None:
     params = run.run(args.profile, overrides, only, force=args.force)
     print(f"\nExecuted notebooks: {run.executed_folder(params)}")
     if results.is_whole(folder := results.folder(params)):
-        print(f"Tables and figures: {folder}\n")
-        print(tables.to_text(*(metrics.read_csv(folder, name) for name in metrics.FILES[:2])))
+        print(f"Tables and figures: {folder}\n\n{(folder / 'figures' / 'table1.md').read_text('utf-8')}")
 
 
 def _grid(args: Any) -> None:
@@ -144,7 +144,7 @@ def _job(args: Any) -> None:
 def _doctor(args: Any) -> None:
     from cfdistill.study import doctor
 
-    for subject, finding in doctor.report(_params(args)):
+    for subject, finding in doctor.report(_params(args)).items():
         print(f"{subject:>10}  {finding}")
 
 
@@ -221,7 +221,8 @@ def _batch_export(args: Any) -> None:
     from cfdistill.teacher import batch
 
     with missing.collect(*_asked(args)) as teacher:
-        written = batch.write_requests(teacher, teacher.missing, args.file)
+        limits = (args.max_requests, args.max_tokens)
+        written = batch.write_requests(teacher, teacher.missing, args.file, *limits)
     tasks = ", ".join(f"{count} {task}" for task, count in written.items()) or "no answer is missing"
     print(f"{written.total()} requests written to {args.file} ({tasks})")
     if left := len(teacher.missing) - written.total():

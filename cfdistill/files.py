@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,9 @@ def first_changed(folder: Path, hashes: Mapping[str, str]) -> Path | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that has its old content or the new one at any moment, even after a power cut."""
+    """Write a file that has its old content or the new one at any moment."""
     aside = path.with_name(path.name + ".new")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    aside.write_text(text, encoding="utf-8")
     aside.replace(path)
 
 
@@ -139,13 +136,8 @@ def cores() -> int:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "openai", "datasets", "numpy", "pandas", "papermill"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    packages = ("torch", "transformers", "openai", "datasets", "numpy", "pandas", "papermill")
+    return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
 def git_state() -> dict[str, Any]:

@@ -20,7 +20,6 @@ class Method:
     rewrites: bool = False  # counterfactuals beside the original questions
     changes: Mapping[str, Any] = field(default_factory=dict)  # how its rewrites are made: other parameters
     steps_like: str = ""  # the method whose number of optimiser steps it takes; empty: its own epochs
-    lacks: str = ""  # what it lacks of cf-distill, for ablations
 
     @property
     def scoring(self) -> str:
@@ -41,23 +40,16 @@ METHODS: Mapping[str, Method] = {  # in the order of tables and figures; colors 
         "the positive view, in as many steps as cf-distill",
         *("#d55e00", "v", ("positive",)),
         steps_like=OURS,
-        lacks="all but its number of optimiser steps",
     ),
-    "multi-view": Method("both views", "#56b4e9", "D", VIEWS, lacks="the counterfactuals"),
-    "cf-only": Method(
-        "the positive view, also of counterfactuals",
-        *("#009e73", "P", ("positive",), True),
-        lacks="the negative view",
-    ),
+    "multi-view": Method("both views", "#56b4e9", "D", VIEWS),
+    "cf-only": Method("the positive view, also of counterfactuals", "#009e73", "P", ("positive",), True),
     "cf-unfiltered": Method(
         "both views, also of rewrites that no filter has seen",
         *("#cc79a7", "X", VIEWS, True, UNFILTERED, OURS),
-        lacks="the checks of the counterfactuals",
     ),
     "cf-random-mask": Method(
         "both views, also of rewrites of words chosen by chance",
         *("#000000", "*", VIEWS, True, {"mask_source": "random"}, OURS),
-        lacks="the causal words: random ones are rewritten",
     ),
     OURS: Method("both views, also of counterfactuals", "#0072b2", "o", VIEWS, True),
 }

@@ -1,10 +1,9 @@
 """The parameters of a study: YAML keys and the notebooks' names; the defaults are `params/offline.yaml`."""
 
-import ast
 import difflib
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,30 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cfdistill.errors import ParamsError
 from cfdistill.methods import METHODS
 
-DATASETS = (
-    *("weasel-commonsense", "weasel-qualitative", "weasel-composition", "weasel-science"),
-    *("csqa", "quarel", "qasc", "arc-challenge", "arc-challenge-dev", "arc-easy", "openbookqa", "user"),
-)
-STUDENTS: Mapping[str, str] = {  # by name: repository and revision on the Hugging Face hub; "": bundled
-    "smollm2-135m": "",
-    "tiny-random": "",
-    "gpt2": "openai-community/gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e",
-    "gpt2-medium": "openai-community/gpt2-medium@6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
-    "gpt2-large": "openai-community/gpt2-large@32b71b12589c2f8d625668d2335a01cac3249519",
-    "opt-125m": "facebook/opt-125m@27dcfa74d334bc871f3234de431e71c6eeba5dd6",
-    "opt-350m": "facebook/opt-350m@08ab08cc4b72ff5593870b5d527cf4230323703c",
-    "gpt-neo-125m": "EleutherAI/gpt-neo-125m@21def0189f5705e2521767faed922f1f15e7d7db",
-    "bart-base": "facebook/bart-base@aadd2ab0ae0c8268c7c9693540e9904811f36177",
-    "bart-large": "facebook/bart-large@cb48c1365bd826bd521f650dc2e0940aee54720c",
-    "t5-base": "google-t5/t5-base@a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1",
-    "t5-large": "google-t5/t5-large@150ebc2c4b72291e770f58e6057481c8d2ed331a",
-}
-SCORINGS = ("direct", "elimination", "vote", "likelihood", "label")
+PACKAGE = Path(__file__).parent
+BENCHMARKS: Mapping[str, Any] = yaml.safe_load((PACKAGE / "data" / "benchmarks.yaml").read_text("utf-8"))
+STUDENTS: Mapping[str, str] = yaml.safe_load((PACKAGE / "student" / "students.yaml").read_text("utf-8"))
+DATASETS = ("weasel-commonsense", "weasel-qualitative", "weasel-composition", "weasel-science", *BENCHMARKS)
+SCORINGS = ("direct", "elimination", "rationale", "cloze", "likelihood", "label")
 PATHS = ("data_root", "teacher_cache", "rationale_file")  # what lies there reaches stages, not the name
 NEUTRAL = (  # parameters that can change no result
     *("profile", "run_root", "results_root", "gather", "teacher_batch", "teacher_concurrency"),
     *("teacher_timeout_s", "teacher_requests_per_minute", "teacher_tokens_per_minute", "teacher_budget_usd"),
-    "teacher_prices",
+    *("teacher_prices", "allow_empty"),
 )
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # what no text file takes
 
@@ -86,6 +71,7 @@ class Params(BaseModel):
     teacher_max_tokens: int = _param(0, "", "longest answer, in tokens; 0: no limit", ge=0)
     teacher_prices: str = _param("", "", "YAML file of prices; empty: cfdistill/teacher/prices.yaml")
     teacher_noise: float = _param(0.05, "", "offline teacher's error rate", ge=0, le=1)
+    allow_empty: bool = _param(False, "", "complete a stage of teacher's answers of which nothing is fit")
     # counterfactuals
     counterfactuals_per_question: int = _param(2, "counterfactuals", "target answers per question", ge=1)
     mask_source: Literal["teacher", "random"] = _param("teacher", "counterfactuals", "who names the words")
@@ -112,10 +98,10 @@ class Params(BaseModel):
     patience: int = _param(0, "training", "validations without a better one; 0: never stops early", ge=0)
     precision: Literal["auto", "fp32", "bf16"] = _param("auto", "", "number format; auto: the processor's")
     # evaluation
-    scorings: list[str] = _param(["direct"], "evaluation", "direct | elimination | vote | likelihood | label")
+    scorings: list[str] = _param(["direct"], "evaluation", "how an answer counts, direct always")
     max_new_tokens: int = _param(64, "evaluation audits", "longest answer, in tokens", ge=1)
     max_new_tokens_elimination: int = _param(160, "evaluation audits", "… of the negative view", ge=1)
-    eval_batch_size: int = _param(64, "training evaluation audits", "questions answered together", ge=1)
+    eval_batch_size: int = _param(128, "training evaluation audits", "most questions answered at once", ge=1)
     audit_questions: int = _param(20, "audits", "questions asked in each audit of a student; 0: none", ge=0)
     bootstrap_samples: int = _param(2000, "metrics", "resamples for intervals", ge=100)
 
@@ -152,8 +138,6 @@ class Params(BaseModel):
             raise ValueError(f"teacher_batch: needs teacher: live, not {self.teacher}")
         if "direct" not in self.scorings:
             raise ValueError("scorings: must hold direct, by which methods are compared")
-        if "vote" in self.scorings and "elimination" not in self.scorings:
-            raise ValueError("scorings: vote needs elimination beside direct: both views vote")
         if self.vote_threshold > self.reasoning_paths:
             raise ValueError(f"vote_threshold is above reasoning_paths ({self.reasoning_paths})")
         if self.min_edit_ratio > self.max_edit_ratio:
@@ -204,8 +188,9 @@ class Params(BaseModel):
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
-        """Collect the parameters among a notebook's `globals()`; a name assigned that is none is refused."""
-        for name in _first_assigned(namespace.get("In", ())):
+        """Collect the parameters among a notebook's `globals()`; others above its imports are refused."""
+        above = re.split(r"(?m)^(?:import|from) ", "\n".join(namespace.get("In", ())))[0]
+        for name in re.findall(r"(?m)^(\w+) *=", above):
             if name not in cls.model_fields:
                 raise ParamsError(f"this notebook: {_unknown(name)}")
         return cls.build({k: namespace[k] for k in cls.model_fields if k in namespace}, "this notebook")
@@ -272,18 +257,3 @@ def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, Params.model_fields, 1)
     advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(Params.model_fields)}"
     return f"unknown parameter {name}; {advice}"
-
-
-def _first_assigned(cells: Sequence[str]) -> list[str]:
-    """Return the names that a notebook's first cells assign, up to the first cell that does more."""
-    names: list[str] = []
-    for cell in filter(str.strip, cells):
-        try:
-            body = ast.parse(cell).body
-        except SyntaxError:  # IPython's own syntax
-            break
-        if not all(isinstance(line, ast.Assign) for line in body):
-            break
-        targets = [target for line in body if isinstance(line, ast.Assign) for target in line.targets]
-        names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names

@@ -1,7 +1,8 @@
 """The pipeline: the stages of a study in order (`STAGES`), what each reads, makes, and depends on."""
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,9 @@ def _make_rewrites(draft: Draft, params: Params, method: str = "") -> None:
         candidates = counterfactual.make(own, asked, *originals_and_held_out(own))
         _note_answers(draft, asked)
     draft.drops.update(c.reason for c in candidates if c.reason)
-    draft.write("counterfactuals.train.jsonl", [c.counterfactual() for c in candidates if not c.reason])
+    kept = [c.counterfactual() for c in candidates if not c.reason]
+    _check_kept(kept, draft, params)
+    draft.write("counterfactuals.train.jsonl", kept)
     counterfactual.funnel_table(candidates).to_csv(draft.path / "funnel.csv", index=False)
 
 
@@ -176,8 +179,17 @@ def _make_rationales(draft: Draft, params: Params, method: str = "") -> None:
     else:
         kept, ledger = rationale.published(originals, rationale.published_file(own.rationale_file))
     draft.drops.update(f"{row['view']}: {row['reason']}" for row in ledger if row["reason"])
+    _check_kept(kept, draft, params)
     draft.write("rationales.train.jsonl", kept)
     pd.DataFrame(ledger, columns=rationale.LEDGER_COLUMNS).to_csv(draft.path / "ledger.csv", index=False)
+
+
+def _check_kept(kept: Sized, draft: Draft, params: Params) -> None:
+    """Raise StageError when nothing of what was asked for is fit, unless that is allowed."""
+    if draft.drops and not kept and not params.allow_empty:
+        drops = ", ".join(f"{count} {reason}" for reason, count in draft.drops.most_common())
+        told = f"{draft.path.parent.name}: nothing is kept ({drops})"
+        raise StageError(f"{told}; choose another teacher or filters, or set allow_empty: true")
 
 
 def rationales(params: Params, method: str = "") -> list[Rationale]:
@@ -257,15 +269,16 @@ def _make_training(draft: Draft, params: Params, method: str) -> None:
 
 
 def trained(method: str, params: Params) -> models.Student:
-    """Return the trained student of a method."""
-    return _load(models.label(params), find("training", params, method=method).path / "model")
+    """Return the trained student of a method, which answers in the number format that it learned in."""
+    folder = find("training", params, method=method).path / "model"
+    return _load(models.label(params), folder, models.precision(params))
 
 
 _load = functools.lru_cache(maxsize=1)(models.load_folder)  # one student answers many data sets
 
 
 def _locate_evaluation(params: Params, method: str, dataset: str) -> Stage:
-    values = params.reaching("evaluation") | {"method": method}
+    values = params.reaching("evaluation") | {"method": method, "precision": models.precision(params)}
     asked = _asked(params, method, dataset, *data.test_splits(dataset, params))
     return store.stage("evaluation", _label(params, method, dataset), params, values, asked)
 
@@ -278,11 +291,12 @@ def _asked(params: Params, method: str, dataset: str, *splits: str) -> list[Read
 
 def _make_evaluation(draft: Draft, params: Params, method: str, dataset: str) -> None:
     draft.notes["also in training"] = len(overlap(dataset, params))
-    student = trained(method, params)
-    for split in data.test_splits(dataset, params):
-        asked = questions(dataset, split, params)
-        for scoring, answers in predict.predict_all(student, asked, method, params).items():
-            draft.write(f"predictions.{split}.{scoring}.jsonl", answers)
+    asked = {split: questions(dataset, split, params) for split in data.test_splits(dataset, params)}
+    together = [question for own in asked.values() for question in own]  # in larger batches
+    for scoring, answers in predict.predict_all(trained(method, params), together, method, params).items():
+        rest = iter(answers)
+        for split, own in asked.items():
+            draft.write(f"predictions.{split}.{scoring}.jsonl", itertools.islice(rest, len(own)))
 
 
 def predictions(
@@ -296,8 +310,12 @@ def predictions(
 
 
 def _locate_audits(params: Params, method: str) -> Stage:
-    values = params.reaching("audits") | {"method": method}
-    asked = _asked(params, method, params.train_dataset, audited(params))
+    values = params.reaching("audits") | {"method": method, "precision": models.precision(params)}
+    dataset, split = params.train_dataset, audited(params)
+    asked = _asked(params, method, dataset, split)
+    if dataset in params.test_datasets:
+        made = find("evaluation", params, method=method, dataset=dataset)
+        asked.append(made.reads(f"predictions.{split}.*.jsonl"))
     return store.stage("audits", _label(params, method), params, values, asked)
 
 
@@ -308,8 +326,10 @@ def audited(params: Params) -> str:
 
 
 def _make_audits(draft: Draft, params: Params, method: str) -> None:
-    chosen = audit.choose_questions(questions(params.train_dataset, audited(params), params), params)
-    answers = audit.audit(trained(method, params), chosen, method, params) if chosen else []
+    dataset, split = params.train_dataset, audited(params)
+    chosen = audit.choose_questions(questions(dataset, split, params), params)
+    known = predictions(params, method, dataset, split) if dataset in params.test_datasets else []
+    answers = audit.audit(trained(method, params), chosen, method, params, known) if chosen else []
     draft.write("predictions.jsonl", answers)
 
 
@@ -354,6 +374,8 @@ STAGES = {  # in the order in which they are made
         "04_training", (*QUESTIONS, "rationales"), _locate_training, _make_training, _methods, resumes=True
     ),
     "evaluation": Step("05_evaluation", ("data", "training"), _locate_evaluation, _make_evaluation, _tests),
-    "audits": Step("05_evaluation", ("data", "training"), _locate_audits, _make_audits, _methods),
+    "audits": Step(
+        "05_evaluation", ("data", "training", "evaluation"), _locate_audits, _make_audits, _methods
+    ),
     "metrics": Step("05_evaluation", ("evaluation",), _locate_metrics, _make_metrics, lambda _: [{}]),
 }

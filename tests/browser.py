@@ -1,17 +1,15 @@
-"""Headless Chromium, spoken to through its debugging protocol: what a reader's browser does with a page."""
+"""Headless Chromium by its debugging protocol: what a reader's browser does with a page."""
 
 import json
 import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
+from urllib.request import urlopen
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
-    "--remote-debugging-port=0", "--remote-allow-origins=*", "about:blank",
-]  # fmt: skip
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--remote-debugging-port=0", "--remote-allow-origins=*", "about:blank"]
 
 
 class Tab:
@@ -23,25 +21,26 @@ class Tab:
             self.ask(f"{domain}.enable")
 
     def ask(self, method, **params):
+        """Send a command and return its result."""
         self.sent += 1
         self.socket.send(json.dumps({"id": self.sent, "method": method, "params": params}))
-        self._until(lambda message: message.get("id") == self.sent)
+        return self.wait("id", self.sent)["result"]
 
-    def _until(self, fits):
-        while not fits(message := json.loads(self.socket.recv())):
+    def wait(self, key, value):
+        while (message := json.loads(self.socket.recv())).get(key) != value:
             self.events.append(message)
-        self.events.append(message)
+        return message
 
     def open(self, path):
         """Load a file and return the addresses asked for and what the console said."""
         self.events.clear()
         self.ask("Page.navigate", url=path.absolute().as_uri())
-        self._until(lambda message: message.get("method") == "Page.loadEventFired")
+        self.wait("method", "Page.loadEventFired")
         self.ask("Runtime.evaluate", expression="1")  # lets what loading caused arrive
-        asked = [event["params"]["request"]["url"] for event in self._named("Network.requestWillBeSent")]
-        return asked, self._named("Log.entryAdded") + self._named("Runtime.consoleAPICalled")
+        asked = [url["params"]["request"]["url"] for url in self.named("Network.requestWillBeSent")]
+        return asked, self.named("Log.entryAdded") + self.named("Runtime.consoleAPICalled")
 
-    def _named(self, method):
+    def named(self, method):
         return [event for event in self.events if event.get("method") == method]
 
 
@@ -52,15 +51,11 @@ def tab():
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [CHROMIUM, f"--user-data-dir={profile}", *FLAGS]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        try:
-            address = next(line for line in process.stderr if "DevTools listening on" in line).split()[-1]
-            browser = websocket.create_connection(address, timeout=60)
-            browser.send(json.dumps({"id": 0, "method": "Target.getTargets"}))
-            targets = json.loads(browser.recv())["result"]["targetInfos"]
-            page = next(t["targetId"] for t in targets if t["type"] == "page")
-            host = address.split("/devtools")[0]
-            yield Tab(websocket.create_connection(f"{host}/devtools/page/{page}", timeout=60))
-        finally:
-            process.kill()
-            process.communicate()
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            address = next(line for line in process.stderr if "DevTools listening on" in line)
+            host = address.split("//")[1].split("/")[0]
+            page = next(page for page in json.load(urlopen(f"http://{host}/json")) if page["type"] == "page")
+            try:
+                yield Tab(websocket.create_connection(page["webSocketDebuggerUrl"], timeout=60))
+            finally:
+                process.kill()

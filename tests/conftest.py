@@ -11,6 +11,11 @@ from cfdistill.params import Params
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with what takes long, so that of several processes none is left with it in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def small_params(tmp_path: Path) -> Params:
     """Return parameters of a study that takes seconds, with all folders under tmp_path."""

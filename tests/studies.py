@@ -7,20 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cfdistill import files, pipeline
-from cfdistill.evaluate import metrics
 from cfdistill.generate import counterfactual
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual, Question, Rationale, answer_text
 
 TEST_DATA = Path(os.environ.get("CFDISTILL_TEST_DATA", files.project_root().parent / "shared" / "data"))
 """Folder with the benchmarks' real files (`benchmarks/`) and published rationales (`rationales/`)."""
-
-
-def committed(file: str, **where: str) -> Any:
-    """Return the one row of the committed default study's table in which columns have these values."""
-    table = metrics.read_csv(files.project_root() / "results" / "offline", file)
-    (row,) = (r for r in metrics.each_row(table) if all(getattr(r, k) == v for k, v in where.items()))
-    return row
 
 
 def counterfactual_of(question: Question) -> Counterfactual:
@@ -57,16 +49,20 @@ def make_upstream(params: Params) -> None:
                     counterfactual.funnel_table([]).to_csv(draft.path / "funnel.csv", index=False)
 
 
-def write_csqa(folder: Path, count: int) -> None:
-    """Write files like CommonsenseQA's official release: questions q0, q1, …, all with the answer B."""
+def write_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
+    """Write `count` questions of one's own, and return their rows."""
+    options = ["attic", "cellar"]
+    asked = [(f"{kind}{i}", f"Ida lost {kind} {i}. Where is it?", options, i % 2) for i in range(count)]
+    rows = [dict(zip(("id", "stem", "options", "answer"), row, strict=True)) for row in asked]
     folder.mkdir(parents=True, exist_ok=True)
-    texts = ("day", "night", "noon", "dawn", "never")
-    choices = [{"label": label, "text": text} for label, text in zip("ABCDE", texts, strict=True)]
-    for split, lamp in (("train", "lamp"), ("dev", "candle")):
-        stems = [f"Eli needs {lamp} {number} to read. When is it?" for number in range(count)]
-        rows = [
-            {"id": f"q{number}", "question": {"stem": stem, "choices": choices}, "answerKey": "B"}
-            for number, stem in enumerate(stems)
-        ]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{split}_rand_split.jsonl").write_text(text, encoding="utf-8")
+    (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def write_user_files(root: Path) -> dict[str, Any]:
+    """Write all files that a study of one's own rows and rationales reads, and return the parameters."""
+    train, *_ = (write_rows(root / "user", kind, 4) for kind in ("train", "validation", "test"))
+    told = [{"id": row["id"], "rationale": "It is.", "predicted": "AB"[row["answer"]]} for row in train]
+    (root / "rationales.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    places = {"data_root": str(root), "rationale_file": str(root / "rationales.jsonl")}
+    return places | {"train_dataset": "user", "test_datasets": ["user"], "rationale_source": "file"}

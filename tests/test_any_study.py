@@ -16,13 +16,8 @@ from cfdistill.study import grid, results, run
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(7200)]
 PARAMS = files.project_root() / "params"
 SMALL = yaml.safe_load((PARAMS / "smoke.yaml").read_text())
-SMALL |= {
-    "frozen_layers": 0,
-    "epochs": 1.0,
-    "max_new_tokens": 8,
-    "max_new_tokens_elimination": 12,
-    "audit_questions": 2,
-}
+SMALL |= {"frozen_layers": 0, "epochs": 1.0, "max_new_tokens": 8, "max_new_tokens_elimination": 12}
+SMALL |= {"audit_questions": 2}
 SIZES = {name: value for name, value in SMALL.items() if name not in ("profile", "methods", "test_datasets")}
 TESTBED = DATASETS[:4]
 DRAWN = {
@@ -74,47 +69,36 @@ def study(values, folder):
 # the benchmarks' formats, with the oddities that theirs have.
 
 WORDS = ("barn", "sea", "attic", "freezer", "meadow", "tunnel", "harbor", "orchard")
+FILES = {"csqa/{}_rand_split.jsonl": (5, "train dev"), "qasc/{}.jsonl": (8, "train dev")}
+FILES |= {"arc/ARC-Challenge-{}.jsonl": (4, "Train Dev Test"), "quarel/{}.jsonl": (2, "train dev test")}
 
 
-def questions(count, size, prefix):
-    for i in range(count):
-        options = [WORDS[(i + k) % len(WORDS)] for k in range(size)]
-        stem = f"A {prefix} fox number {i} looks for the {options[i % size]}. Where does it go?"
-        if i % 10 == 3 and size > 2 and i % size != size - 1:
-            options[-1] = options[i % size]  # the right option stands there twice
-        yield f"{prefix}{i}", stem, options, i % size
-
-
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\ufeff" + "".join(json.dumps(row) + "\n" for row in rows) + "\r\n", encoding="utf-8")
-
-
-def nested(count, size, prefix):
-    for key, stem, options, answer in questions(count, size, prefix):
+def rows(kind, size):
+    for i in range(150):
+        options, answer = [WORDS[(i + k) % len(WORDS)] for k in range(size)], i % size
+        stem = f"A {kind} fox number {i} looks for the {options[answer]}. Where does it go?"
+        if i % 10 == 3 and size > 2 and answer != size - 1:
+            options[-1] = options[answer]  # the right option stands there twice
         choices = [{"label": "ABCDEFGH"[k], "text": text} for k, text in enumerate(options)]
-        yield {"id": key, "question": {"stem": stem, "choices": choices}, "answerKey": "ABCDEFGH"[answer]}
-
-
-def quarel(count, prefix):
-    for key, stem, (one, other), answer in questions(count, 2, prefix):
-        yield {"id": key, "question": f"{stem} (A) {one} (B) {other}", "answer_index": answer}
+        row = {"id": f"{kind}{i}", "answerKey": "ABCDEFGH"[answer], "answer_index": answer}
+        quarel = f"{stem} (A) {options[0]} (B) {options[1]}"
+        yield row | {"question": quarel if size == 2 else {"stem": stem, "choices": choices}}
 
 
 @pytest.fixture(scope="module")
 def benchmarks(tmp_path_factory):
     """Write files of all benchmarks that shipped profiles name, and published rationales of one."""
     root = tmp_path_factory.mktemp("data")
-    for split in ("train_rand_split", "dev_rand_split"):
-        write(root / "csqa" / f"{split}.jsonl", nested(150, 5, f"{split[:3]} csqa"))
-    for split in ("train", "dev"):
-        write(root / "qasc" / f"{split}.jsonl", nested(150, 8, f"{split} qasc"))
-    for split in ("train", "dev", "test"):
-        write(root / "quarel" / f"{split}.jsonl", quarel(150, f"{split} quarel"))
-        write(root / "arc" / f"ARC-Challenge-{split.title()}.jsonl", nested(150, 4, f"{split} arc"))
-    answers = {row["id"]: row["answerKey"] for row in nested(150, 5, "tra csqa")}
-    told = {key: f"It is. So the answer is ({letter})." for key, letter in answers.items()}
-    write(root / "rationales.jsonl", ({"id": k, "rationale": told[k], "predicted": answers[k]} for k in told))
+    for file, (size, splits) in FILES.items():
+        for split in splits.split():
+            path, asked = root / file.format(split), rows(f"{file[:4]} {split}", size)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("\ufeff" + "\n".join(map(json.dumps, asked)) + "\r\n", encoding="utf-8")
+    answers = {row["id"]: row["answerKey"] for row in rows("csqa train", 5)}
+    told = (
+        {"id": k, "rationale": f"It is. So the answer is ({a}).", "predicted": a} for k, a in answers.items()
+    )
+    (root / "rationales.jsonl").write_text("\n".join(map(json.dumps, told)))
     return root
 
 

@@ -1,9 +1,10 @@
+from dataclasses import replace
 from operator import add
 
 import pytest
 
 from cfdistill import data
-from cfdistill.evaluate import audit
+from cfdistill.evaluate import audit, predict
 from cfdistill.evaluate.predict import answered
 from cfdistill.schema import Question, prompt_text
 from cfdistill.student import decode, models
@@ -13,11 +14,7 @@ QUESTIONS = [
     Question("a2", "d", "shift", "Where do wild hens sleep?", ("tree", "barn"), 0, scene="a"),
     Question("b1", "d", "shift", "Where do carp sleep?", ("river", "barn"), 0, scene="b"),
 ]
-WROTE = {  # under each ending of the prompt
-    "[Direct election]": "Hens roost under a roof. So the answer is barn.",
-    "[Elimination method]": "They cannot swim at all. So the answer is barn.",
-}
-WROTE |= {audit.NOVEL: "Who knows.", "river": "", "barn": ""}  # no token: it ends with the options
+WROTE = "Hens roost under a roof. So the answer is barn."  # under any prompt
 
 
 @pytest.fixture
@@ -27,13 +24,13 @@ def asked(monkeypatch):
 
     def write(_, own, limit, __):
         prompts["written"] += [(prompt, limit) for prompt in own]
-        return [next(text for end, text in WROTE.items() if prompt.endswith(end)) for prompt in own]
+        return [WROTE] * len(own)
 
     def choose(_, own, said, questions, __):
         prompts["chosen"] += map(add, own, said)
         return [0] * len(questions)
 
-    monkeypatch.setattr(decode, "generate", write)
+    monkeypatch.setattr(predict, "generate", write)
     monkeypatch.setattr(decode, "choose", choose)
     return prompts
 
@@ -45,50 +42,51 @@ def test_input_audit_leaves_out_the_question_or_the_options(asked, small_params)
 
 
 def test_a_student_of_labels_is_asked_for_its_label(asked, small_params):
-    found = audit.audit(None, QUESTIONS, "ft", small_params)
+    found = audit.audit(None, QUESTIONS, "ft", small_params, [])
     assert {p.scoring.partition("/")[0] for p in found} == {"input"}
     assert asked["chosen"][0] == f"{prompt_text(QUESTIONS[0])} So the answer is"
     assert not asked["written"]
 
 
-def test_strategy_audit_changes_the_token_only(asked, small_params):
-    found = audit.heed_strategy(None, QUESTIONS[:1], small_params)
-    endings = ("\n[Direct election]", "", f"\n{audit.NOVEL}", "\n[Elimination method]")
-    limits = [small_params.max_new_tokens] * 3 + [small_params.max_new_tokens_elimination]
-    prompts = [f"Where do hens sleep?\nOptions: barn; river{ending}" for ending in endings]
-    assert asked["written"] == list(zip(prompts, limits, strict=True))
-    assert [parsed for _, _, parsed in found] == [True, False, False, True]
+def test_own_words_come_from_the_evaluation_or_are_asked_for(asked, small_params):
+    [right] = rows("direct", [0])
+    known = [replace(right, text="Evaluated."), replace(right, scoring="label", text="Not asked for.")]
+    audit.audit(None, QUESTIONS[:1], "ft-cot", small_params, known)
+    prompt = "Where do hens sleep?\nOptions: barn; river\n[Direct election]"
+    assert (asked["chosen"][3], asked["written"]) == (f"{prompt} Evaluated. So the answer is", [])
+    audit.audit(None, QUESTIONS[:1], "ft-cot", small_params, [])
+    assert asked["chosen"][9] == f"{prompt} {WROTE}"[: -len(" barn.")]
+    assert asked["written"] == [(prompt, small_params.max_new_tokens)]
 
 
 def test_rationale_audit_changes_the_rationale_only(asked, small_params):
     own = [f"{q.id} is under a roof. So the answer is barn." for q in QUESTIONS]
-    opposite = [f"{q.id} cannot swim. So the answer is barn." for q in QUESTIONS]
-    audit.follow_rationale(None, QUESTIONS, [*own, "missing", "novel", *opposite], small_params)
+    audit.follow_rationale(None, QUESTIONS, own, small_params)
     said = [prompt.partition("[Direct election] ")[2] for prompt in asked["chosen"]]
-    began = ("a1 is under a roof.", "a1 is", "b1 is under a roof.", "a1 cannot swim.")
+    began = ("a1 is under a roof.", "a1 is", "b1 is under a roof.")
     assert said[::3] == [f"{begin} So the answer is" for begin in began]  # a2 is of the same scene
     assert said[8] == said[0]  # of b1: around to the beginning
 
 
 def test_every_audit_of_a_real_student(small_params):
-    found = audit.audit(models.load(small_params), QUESTIONS, "cf-distill", small_params)
+    found = audit.audit(models.load(small_params), QUESTIONS, "cf-distill", small_params, [])
     expected = [f"{name}/{condition}" for name, own in audit.CONDITIONS.items() for condition in own]
     assert [p.scoring for p in found] == [name for name in expected for _ in QUESTIONS]
     assert [p.question_id for p in found] == [q.id for q in QUESTIONS] * len(expected)
 
 
-def rows(name, options, parsed=(True, True, True)):
-    every = zip(QUESTIONS, options, parsed, strict=True)
-    return [answered(q, "ft-cot", name, option, "…", p) for q, option, p in every]
+def rows(name, options):
+    every = zip(QUESTIONS, options, strict=False)
+    return [answered(q, "ft-cot", name, option, "…", True) for q, option in every]
 
 
 def test_table_by_hand(small_params):
-    answers = rows("strategy/right token", (0, 0, 1)) + rows("strategy/novel", (0, 1, 1), (False, True, True))
+    answers = rows("rationale/its own", (0, 0, 1)) + rows("rationale/truncated", (0, 1, 1))
     table = audit.table({"ft-cot": answers, "ft": []}, small_params, "shift")
     assert list(table.columns) == audit.COLUMNS
-    own = ["weasel-commonsense", "ft-cot", "tiny-random", 0, "shift", "strategy"]
-    assert table.iloc[:, :8].to_numpy().tolist() == [[*own, "right token", 3], [*own, "novel", 3]]
-    for column, expected in {"accuracy": [2, 1], "same_answer": [3, 2], "unparsed_rate": [0, 1]}.items():
+    own = ["weasel-commonsense", "ft-cot", "tiny-random", 0, "shift", "rationale"]
+    assert table.iloc[:, :8].to_numpy().tolist() == [[*own, "its own", 3], [*own, "truncated", 3]]
+    for column, expected in {"accuracy": [2, 1], "same_answer": [3, 2]}.items():
         assert list(3 * table[column]) == pytest.approx(expected)
     assert ((table.same_low < table.same_answer) & (table.ci_high > table.accuracy)).all()
     assert list(audit.table({"ft": []}, small_params, "shift").columns) == audit.COLUMNS

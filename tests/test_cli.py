@@ -126,7 +126,7 @@ def test_doctor_says_what_will_be_used(capsys, monkeypatch):
     assert main(["doctor", str(SMOKE)]) == 0
     said = capsys.readouterr().out
     subjects = [line.split()[0] for line in said.splitlines()]
-    assert subjects == ["versions", "processor", "precision", "student", "teacher", "disk", "code"]
+    assert subjects == ["versions", "processor", "precision", "teacher", "disk"]
     assert "OPENAI_API_KEY set" in said
     assert "planted" not in said
 

@@ -1,8 +1,12 @@
+import csv
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 ECHO = """
@@ -47,5 +51,34 @@ def test_contestants_and_peers_that_fail_end_the_benchmark(contest: Any) -> None
 
 
 def test_ratios_are_above_one_where_ours_is_better(contest: Any) -> None:
-    assert contest.row("speed", 6.0, 2.0, "items/s") == ("speed", "6", "2", "3.00", "items/s")
+    assert contest.row("speed", 6.0, 2.0, "items/s") == ("speed", "6", "2", "3.00", "items/s", "")
     assert contest.row("memory", 2.0, 6.0, "GiB", less_is_better=True)[3] == "3.00"
+    won = contest.faster("speed", [6, 7, 5, 9, 6], [2, 2, 2, 3, 1], "items/s")
+    assert won == ("speed", "6", "2", "3.00", "items/s", "0.0312")
+    assert contest.sign_test([2, 2, 1, 5], [1, 1, 2, 5]) == 0.5  # 2 or 3 of 3; a tie does not count
+
+
+def test_the_gpu_script_measures_both_sides(tmp_path: Path) -> None:
+    table = tmp_path / "gpu.csv"
+    command = [BENCHMARKS / "gpu.sh", "--tiny", "--rounds=1", f"--out={table}"]
+    environment = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    units = ["tokens of examples/s", "MFU", "GiB peak memory", "items/s", "GiB peak memory"]
+    assert all(row["unit"].startswith(unit) for row, unit in zip(rows, units, strict=True))
+    assert all(float(row["ours"]) > 0 < float(row["peer"]) for row in rows)
+    assert "Trainer" in rows[0]["name"]
+
+
+def test_the_gpu_script_says_what_is_missing(tmp_path: Path, contest: Any, monkeypatch: Any) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without installed packages
+    bare.chmod(0o755)
+    told = subprocess.run([BENCHMARKS / "gpu.sh"], env={"PYTHON": str(bare)}, capture_output=True, text=True)
+    assert (told.returncode, told.stderr.count("has no torch; pip install torch transformers")) == (1, 1)
+    import gpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match="PyTorch sees no CUDA card here"):
+        gpu.main()

@@ -42,7 +42,7 @@ def test_what_is_only_tested_on_needs_no_other_files(tmp_path):
     assert len(data.load("user", "test", elsewhere)) == 9
     assert set(data.facts("user", elsewhere)["files"]) == {"test.jsonl"}
     (counted,) = data.survey("user", elsewhere)
-    assert (counted["rows"], "also in train" in counted) == (20, False)  # that nobody can know
+    assert (counted["rows"], counted["file"]) == (20, "test.jsonl")
     with pytest.raises(DataError, match=r"train\.jsonl is missing; put the official release files of user"):
         data.facts("user", params)
 

@@ -30,6 +30,7 @@ EXAMPLES = [
 ]
 PROMPTS = [prompt_text(question, DIRECT) for question in QUESTIONS]
 OPTIONS = [question.options for question in QUESTIONS]
+LONG = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(params=FAMILIES)
 def params(small_params, folders, request):
-    return changed(small_params, student=str(folders[request.param]))
+    return changed(small_params, student=str(folders.get(request.param, request.param)))
 
 
 @pytest.fixture
@@ -93,19 +94,33 @@ def test_examples_share_a_sequence_only_where_that_is_exact_and_only_targets_are
         assert student.tokenizer.decode(learned).strip() == example.target.strip()
 
 
-def test_generating_together_gives_what_each_prompt_gives_alone(student):
-    alone = [generate(student, [prompt], 12, 1)[0] for prompt in PROMPTS]
-    assert generate(student, PROMPTS, 12, 3) == alone
-    assert len(set(alone)) == len(alone)
-    model, ids = student.model, tokenize_prompt(PROMPTS[0], student.tokenizer)
-    reads = model.config.is_encoder_decoder
-    start, made = decoder_start(model, student.tokenizer) if reads else ids, []
-    end = student.tokenizer.eos_token_id
-    while len(made) < 12 and end not in made:  # without a cache, one token at a time
+def plain_answer(student, prompt, most):
+    """Return greedy tokens without a cache, one prompt and one token at a time, up to the end."""
+    ids, end = tokenize_prompt(prompt, student.tokenizer), student.tokenizer.eos_token_id
+    reads, answer = student.model.config.is_encoder_decoder, []
+    start = decoder_start(student.model, student.tokenizer) if reads else ids
+    while len(answer) < most:
         source = {"input_ids": torch.tensor([ids])} if reads else {}
-        own = {"decoder_input_ids" if reads else "input_ids": torch.tensor([[*start, *made]])}
-        made.append(int(model(**source, **own).logits[0, -1].argmax()))
-    assert student.tokenizer.decode([token for token in made if token != end]).strip() == alone[0]
+        own = {"decoder_input_ids" if reads else "input_ids": torch.tensor([[*start, *answer]])}
+        answer.append(int(student.model(**source, **own).logits[0, -1].argmax()))
+        if answer[-1] == end:
+            return answer[:-1]
+    return answer
+
+
+@pytest.mark.parametrize("params", [*FAMILIES, pytest.param("smollm2-135m", marks=LONG)], indirect=True)
+def test_generating_together_gives_what_each_prompt_gives_alone(student, monkeypatch):
+    prompts = [prompt_text(question, token) for question in QUESTIONS for token in (*SAID, "")]
+    plain = [plain_answer(student, prompt, 12) for prompt in prompts]
+    assert len(set(map(tuple, plain))) > 2
+    ends = {token: sum(token in answer for answer in plain) for answer in plain for token in answer[3:]}
+    some = min(ends, key=lambda token: abs(ends[token] - 4.5))  # about half of the rows end with it
+    monkeypatch.setattr(type(student.tokenizer), "eos_token_id", some, raising=False)
+    expected = [plain_answer(student, prompt, 12) for prompt in prompts]
+    assert len({len(answer) for answer in expected}) > 1
+    texts = [student.tokenizer.decode(answer).strip() for answer in expected]
+    for batch_size in (1, 4, 9):
+        assert generate(student, prompts, 12, batch_size) == texts
 
 
 @pytest.mark.parametrize("said", [[], [" Hens roost. So the answer is", " It is", " So"]])

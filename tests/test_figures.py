@@ -14,7 +14,6 @@ from cfdistill.show import figures, stories, style
 
 pytestmark = pytest.mark.filterwarnings("error")
 DATASETS = ("weasel-commonsense", "weasel-qualitative", "weasel-science")
-CHANCE = {"weasel-commonsense": 0.25, "weasel-science": 0.125}
 USUAL = ("ft", "ft-cot", "cf-distill")
 RATES = {"accuracy": [1.0, 0.5], "same_answer": [1.0, 0.25]}
 RATES |= {"ci_low": 0, "ci_high": 1, "same_low": 0, "same_high": 1}
@@ -60,14 +59,14 @@ def test_every_method_has_its_own_color_and_marker():
 
 def test_headline_draws_a_bar_per_method_and_split_at_its_accuracy():
     table = study()
-    fig = figures.fig_headline(table, CHANCE)
+    fig = figures.fig_headline(table)
     right, lured = fig.axes
     own = table[(table.method == "ft-cot") & (table.test_dataset == "weasel-commonsense")]
     for ax, rates, guesses in ((right, own.accuracy, 3), (lured, own.lure_rate, 0)):
         assert heights(ax, "ft-cot") == pytest.approx(list(100 * rates))
         assert len(ax.patches) == 9
         lines = [list(line.get_ydata()) for line in ax.lines if line.get_linestyle() == "--"]
-        assert lines == [[25, 25]] * guesses  # the number that was passed
+        assert lines == [[25, 25]] * guesses  # of four options
     assert groups(right)[0] == "id\nshortcut holds\nn = 20"
     assert [t.get_text() for t in fig.legends[0].get_texts()] == [*USUAL, "guessing"]
 
@@ -83,11 +82,16 @@ def test_seeds_are_averaged_and_nothing_else_is():
             with pytest.raises(DataError, match=f"{found}; choose one"):
                 draw(table)
     with pytest.raises(DataError, match="one student, got a, b"):
-        figures.fig_sweep(students.assign(spurious_rate=0.5), "spurious_rate")
+        figures.fig_sweep(students.assign(spurious_rate=0.5))
+
+
+def test_a_method_without_a_look_is_refused_not_left_out():
+    with pytest.raises(DataError, match="no such method: dpo; add it to METHODS"):
+        style.methods_in(pd.DataFrame({"method": ["ft", "dpo"]}))
 
 
 def test_fig5_has_a_panel_per_training_set():
-    fig = figures.fig5_ood(pd.concat([study(name) for name in DATASETS]), CHANCE)
+    fig = figures.fig5_ood(pd.concat([study(name) for name in DATASETS]))
     assert titles(fig) == [f"trained on {n}: right (%)" for n in ("commonsense", "qualitative", "science")]
     assert all(len(ax.patches) == 2 * 3 for ax in fig.axes if ax.get_visible())  # two sets, three methods
     assert groups(fig.axes[0]) == ["qualitative\nnew\nn = 20", "science\nnew\nn = 20"]
@@ -103,7 +107,7 @@ def test_what_cannot_be_drawn_or_compared_is_said_in_words():
         (figures.fig6_architectures(one), "one student only"),
         (figures.fig5_ood(own), "tested on the training data set only"),
         (figures.fig_headline(other), "not tested on the training data set"),
-        (figures.fig_sweep(swept, "spurious_rate"), "not tested on"),
+        (figures.fig_sweep(swept), "not tested on"),
         (figures.fig_audits(none), "audit_questions is 0"),
         (figures.fig_qualitative(answers()[:0]), "no such answers"),
     ):
@@ -120,13 +124,13 @@ def test_figures_of_a_benchmark_and_of_several_students():
     assert titles(fig) == ["csqa test: right (%)"]
     assert groups(fig.axes[0]) == ["smollm2-\n135m\nn = 20", "gpt2\nn = 20"]
     sizes = pd.concat([table.assign(train_questions=n) for n in (10, 20)])
-    assert titles(figures.fig_sweep(sizes, "train_questions")) == ["test\nn = 20"]
+    assert titles(figures.fig_sweep(sizes)) == ["test\nn = 20"]
 
 
 def test_a_sweep_is_a_line_per_method_through_its_mean_accuracies():
     cells = [(rate, seed) for rate in (0.9, 0.2, 0.5) for seed in (0, 1)]
     table = pd.concat([study(seed=i).assign(seed=s, spurious_rate=r) for i, (r, s) in enumerate(cells)])
-    fig = figures.fig_sweep(table, "spurious_rate", CHANCE)
+    fig = figures.fig_sweep(table)
     splits = ("id\nshortcut holds", "shift\nshortcut broken", "new\nunseen scenes")
     assert titles(fig) == [f"{split}\nn = 20, 2 seeds" for split in splits]
     means = metrics.over_seeds(table).query("method == 'ft-cot' and test_split == 'shift'")
@@ -136,29 +140,10 @@ def test_a_sweep_is_a_line_per_method_through_its_mean_accuracies():
     assert list(fig.axes[0].get_xticks()) == [0.2, 0.5, 0.9]
 
 
-def test_ablation_shows_every_method_and_which_differ():
-    more = study(seed=5, methods=("multi-view", "cf-only", "cf-random-mask")).assign(seed=0)
-    compared = pd.DataFrame({"method_b": ["ft", "ft", "ft-cot"], "test_split": ["id", "new", "new"]}).assign(
-        train_dataset="weasel-commonsense", student="smollm2-135m", test_dataset="weasel-commonsense",
-        method_a="cf-distill", ci_low=[0.1, -0.1, 0.1], ci_high=0.5, p_holm=[0.01, 0.6, 0.6], seeds=1,
-    )  # fmt: skip
-    table = figures.ablation_table(pd.concat([study(), more]), compared)
-    fig = figures.fig_ablation(table, CHANCE)
-    (ax,) = fig.axes  # groups id and new; shift is shown by its parts, which are not simulated
-    for method in (*USUAL, "multi-view", "cf-only", "cf-random-mask"):
-        assert heights(ax, method) == pytest.approx(list(100 * table[table.method == method].accuracy))
-    assert [round(t.get_position()[0], 2) for t in ax.texts if t.get_text() == "*"] == [-0.33]  # ft, id
-    assert "differs from cf-distill (these trainings" in texts(fig)
-    seeds = figures.ablation_table(pd.concat([study(seed=0), study(seed=1)]), compared.assign(seeds=2))
-    words = texts(figures.fig_ablation(seeds))  # several seeds: a star where the interval excludes 0
-    assert words.splitlines().count("*") == 2
-    assert "differs from cf-distill (the 95 % interval over scenes and seeds" in words
-
-
 def test_audits_stand_above_what_stayed_the_same_and_funnel_and_costs_write_their_numbers():
-    rows = {"audit": "strategy", "method": "ft-cot", "condition": ["right token", "missing"], "n": 3}
+    rows = {"audit": "rationale", "method": "ft-cot", "condition": ["its own", "truncated"], "n": 3}
     fig = figures.fig_audits(pd.DataFrame(rows | RATES))
-    assert titles(fig) == ["strategy: right (%)", "answered as with right token (%)"]
+    assert titles(fig) == ["rationale: right (%)", "answered as with its own (%)"]
     assert [heights(ax, "ft-cot") for ax in fig.axes] == [[100, 50], [25]]
     drops = ["", "1 mask: no JSON, 1 mask: $2 span"]
     counts = pd.DataFrame({"step": ["candidates", "masked"], "left": [9, 7], "drops": drops})
@@ -185,7 +170,7 @@ def answers(methods=("ft-cot", "cf-distill")):
     shelf = Question("a", "weasel", "shift", "Where is it?", ("shed", "drawer", "basket"), 2, stereotype=1)
     price = Question("b", "weasel", "new", "Costs $5 or $6?", ("five", "six"), 0)
     told = [
-        (shelf, "ft-cot", 1, "Such things are kept in a drawer. " * 10),
+        (shelf, "ft-cot", 1, "Such things are kept in a drawer. " * 4000),
         (shelf, "cf-distill", 2, "Sewing ends at the basket. So the answer is basket."),
         (price, "ft-cot", 1, "漢字 $$ \x07 " + "x" * 200, False),
         (price, "cf-distill", 0, ""),
@@ -202,6 +187,7 @@ def test_qualitative_marks_right_wrong_and_stereotype(tmp_path):
         "✗ ft-cot: six (likeliest option)", "(no text)", "Costs $5 or $6?",
     } <= set(words.splitlines())  # fmt: skip
     assert "□□ $$" in words
+    assert fig.get_size_inches()[1] < 60
     for box in (text.get_window_extent() for text in fig.axes[0].texts if text.get_text()):
         assert box.x1 < fig.bbox.width
         assert 0 <= box.y0 < box.y1 <= fig.bbox.height

@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 from cfdistill import data, files, schema
 from cfdistill.data.benchmarks import BENCHMARKS
 from cfdistill.errors import CfdistillError, ParamsError, TeacherError
-from cfdistill.generate.masking import MASK, mask_spans
 from cfdistill.generate.rationale import published, read_view
-from cfdistill.generate.replies import read_strings
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual, Example, Prediction, Question, Rationale, read_jsonl, write_jsonl
 from cfdistill.study import grid
@@ -171,27 +169,6 @@ def test_a_row_of_a_cache_is_read_or_refused(changes, untyped):
             found = list(read())
             assert all(isinstance(row.text, str) for row in found if isinstance(row, Answer))
     assert changes or list(untyped.answers()) == [sound]
-
-
-NAMED = st.builds(lambda name, value: json.dumps({name: value}), st.sampled_from(["spans", "fills"]), VALUES)
-AROUND = st.text(max_size=9)
-
-
-@fuzz(text=st.text(max_size=60) | DEEP | st.builds("{} {} {}".format, AROUND, NAMED, AROUND))
-def test_an_answer_in_json_gives_clean_strings_or_a_reason(text):
-    with suppress(ValueError):
-        strings = read_strings(text, "spans")
-        assert strings
-        assert all(string == " ".join(string.split()) != "" for string in strings)
-
-
-@fuzz(stem=st.text(max_size=40), spans=st.lists(st.text(max_size=6), max_size=3), cut=st.slices(40))
-def test_masking_touches_nothing_but_the_spans(stem, spans, cut):
-    with suppress(ValueError):
-        left = mask_spans(stem, [*spans, stem[cut]]).split(MASK)
-        assert len(left) > 1
-        assert stem.startswith(left[0])
-        assert stem.endswith(left[-1])
 
 
 MARKS = [*" .\"'*\n\t\r\u2028ſİ", "(A)", "(B)", "(C)", "(J)"]

@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from studies import write_csqa
+from studies import write_user_files
 
 from cfdistill import data, files, pipeline
 from cfdistill.errors import ParamsError, StageError
@@ -101,19 +100,17 @@ def test_wrong_grid_is_one_sentence(tmp_path, blocks, said):
         grid.read(write_grid(tmp_path, *blocks))
 
 
-CELLS = {"offline_full": 18, "spurious": 10, "data_size": 6, "ablation": 8, "smoke": 24, "csqa_smollm2": 2}
-CELLS |= {"../paper/table1": 36, "../paper/fig5": 36, "../paper/fig6": 36, "../paper/ablation": 24}
+SHIPPED = [
+    path for name in ("grids", "paper") for path in (PARAMS / name).glob("*.yaml") if path.stem != "base"
+]
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_shipped_grids_are_valid(name):
-    """All of them are here, and every cell's parameters are sound; counted for one student."""
-    shipped = {path.stem for folder in ("grids", "paper") for path in (PARAMS / folder).glob("*.yaml")}
-    assert shipped == {"base", *(Path(name).name for name in CELLS)}
-    made = grid.read(PARAMS / "grids" / f"{name}.yaml", {"student": "tiny-random"})
-    assert len(made.cells) == CELLS[name]
-    assert made.name.startswith(f"{Path(name).name}-")  # another student's grid has results of its own
-    assert grid.read(PARAMS / "grids" / f"{name}.yaml").name == Path(name).name
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_shipped_grids_are_valid(path):
+    made = grid.read(path, {"student": "tiny-random"})
+    assert len(made.cells) > 1
+    assert made.name.startswith(f"{path.stem}-")  # another student's grid has results of its own
+    assert grid.read(path).name == path.stem
 
 
 def test_a_cell_is_complete_by_what_it_was_made_from_whatever_grid_made_it(tmp_path):
@@ -130,27 +127,20 @@ def test_a_cell_is_complete_by_what_it_was_made_from_whatever_grid_made_it(tmp_p
 
 def test_a_cell_of_other_files_is_never_complete(tmp_path):
     """Only their content counts: the same files elsewhere are the same, another byte is not."""
-    told = {"rationale": "It is dark. So the answer is (B).", "predicted": "B"}
-    published = "".join(json.dumps({"id": f"q{i}", **told}) + "\n" for i in range(100))
-    (tmp_path / "r.jsonl").write_text(published)
-    write_csqa(tmp_path / "a" / "csqa", 100)
-    block = {"method": "ft", "train_dataset": "csqa", "test_datasets": ["csqa"]}
-    source = {"rationale_source": "file", "rationale_file": str(tmp_path / "r.jsonl")}
+    given, block = write_user_files(tmp_path / "a"), {"method": "ft", "test_datasets": ["user"]}
 
-    def read_with(data_root):
-        return read(tmp_path, block, data_root=str(tmp_path / data_root), **source)
+    def read_with(place):
+        places = {"data_root": place, "rationale_file": f"{place}/rationales.jsonl"}
+        return read(tmp_path, block, **given | {name: str(tmp_path / path) for name, path in places.items()})
 
     made = read_with("a")
     make_cells(made)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert list(grid.finished(read_with("b"))) == list(made.cells)
-    for name in ("train", "dev"):
-        shutil.copytree(tmp_path / "a", tmp_path / name)
-        changed = tmp_path / name / "csqa" / f"{name}_rand_split.jsonl"
-        changed.write_text(changed.read_text().replace("Eli", "Ela"))
-        assert grid.finished(read_with(name)) == {}
-    (tmp_path / "r.jsonl").write_text(published.replace("dark", "late"))
-    assert grid.finished(read_with("a")) == {}
+    for file in ("user/train.jsonl", "user/test.jsonl", "rationales.jsonl"):
+        changed = shutil.copytree(tmp_path / "a", tmp_path / Path(file).stem) / file
+        changed.write_text(changed.read_text().replace("is", "was"))
+        assert grid.finished(read_with(changed.stem)) == {}, file
 
 
 def test_one_grid_has_one_number_format_which_later_runs_keep(tmp_path, monkeypatch):
@@ -191,7 +181,7 @@ def test_a_cell_replaces_a_cell_and_nothing_else(tmp_path):
     assert (made.folder / FT / "notes.txt").is_file()
 
 
-def test_tables_hold_the_varied_parameters_and_are_made_anew_when_they_depend_on_something_new(tmp_path):
+def test_tables_hold_the_varied_parameters_and_tell_their_cells(tmp_path):
     block = {"method": ["ft-cot", "cf-distill"], "seed": [0, 1], "spurious_rate": [0.5, 0.9]}
     made = read(tmp_path, block)
     make_cells(made)
@@ -201,12 +191,8 @@ def test_tables_hold_the_varied_parameters_and_are_made_anew_when_they_depend_on
     assert metrics.groupby(["spurious_rate", "method", "seed"]).ngroups == 8
     expected = min(1, comparisons["p_mcnemar"].min() * len(comparisons))
     assert comparisons["p_holm"].min() == pytest.approx(expected, rel=1e-4)
-    written = (made.folder / "metrics.csv").stat().st_mtime_ns
-    grid.write_tables(made, grid.finished(made))
-    assert (made.folder / "metrics.csv").stat().st_mtime_ns == written
-    more = {name: p.model_copy(update={"bootstrap_samples": 150}) for name, p in made.cells.items()}
-    grid.write_tables(replace(made, cells=more), grid.finished(made))
-    assert (made.folder / "metrics.csv").stat().st_mtime_ns > written
+    told = json.loads((made.folder / grid.TABLES).read_text())
+    assert told == {"precision": "fp32", "cells": [f"{made.name}/{name}" for name in made.cells]}
 
 
 # What the jobs of the tests below do instead of training: they log every complete training, take a
@@ -253,8 +239,9 @@ def made_in(folder, files):
     return {path.name if files == "*.csv" else path.parent.name: path.read_text() for path in paths}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_snakemake
+@pytest.mark.timeout(900)
 def test_24_cells_survive_failures_and_kills_with_the_same_results(tmp_path, monkeypatch):
     block = yaml.safe_load((PARAMS / "grids" / "smoke.yaml").read_text())["cells"][0]
     calm, rough = tmp_path / "calm", tmp_path / "rough"
@@ -277,7 +264,7 @@ def test_24_cells_survive_failures_and_kills_with_the_same_results(tmp_path, mon
     assert len(made_in(calm, "*/predictions.csv")) == 24
     assert made_in(rough, "*/predictions.csv") == made_in(calm, "*/predictions.csv")
     assert made_in(rough, "*.csv") == made_in(calm, "*.csv")
-    assert list(made_in(calm, "*.csv")) == ["comparisons.csv", "metrics.csv", "settings.csv"]
+    assert list(made_in(calm, "*.csv")) == ["comparisons.csv", "metrics.csv"]
     trained = (rough / "trained.log").read_text().split()
     assert len(list(rough.glob("failed-*"))) == 6  # every ft-cot cell failed once
     assert len(trained) - len(set(trained)) <= 8 * 2  # again only what a kill caught at its last step
@@ -286,34 +273,25 @@ def test_24_cells_survive_failures_and_kills_with_the_same_results(tmp_path, mon
 
 @pytest.mark.slow
 @needs_snakemake
-def test_a_cell_that_keeps_failing_harms_no_other_and_is_named(tmp_path, monkeypatch):
+def test_a_failing_cell_harms_no_other_and_is_named_and_a_dry_run_makes_nothing(tmp_path, monkeypatch):
     fake_training(tmp_path, monkeypatch)
-    made = read(tmp_path, {"method": ["ft", "ft-cot-long"]}, {"method": "cf-distill"})
-    path, name = tmp_path / "small.yaml", FT.replace("ft", "ft-cot-long")
+    blocks = {"method": ["ft", "ft-cot-long"]}, {"method": "cf-distill"}
+    path = write_grid(tmp_path, *blocks)
+    done = subprocess.run(command(path, "--dry-run"), capture_output=True, text=True, check=True)
+    assert f": 3 cells, 0 complete, 3 to make\n  {FT}" in done.stdout
+    assert not (tmp_path / "results").exists()
+    made = read(tmp_path, *blocks)
+    name = FT.replace("ft", "ft-cot-long")
     trained = pipeline.locate("training", made.cells[name], method="ft-cot-long").path
     trained.mkdir(parents=True)  # a stage without its manifest is damaged
     done = subprocess.run(command(path), capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert f"error: 1 of 3 cells are not made; the same command tries them again:\n  {name}: " in done.stderr
-    assert f"{trained} is not complete: it has no manifest.json" in done.stderr
+    assert f"error: 1 of 3 cells are not made: {name}; {made.workplace}/logs tells why" in done.stderr
+    log = (made.workplace / "logs" / f"{name}.log").read_text()
+    assert f"{trained} is not complete: it has no manifest.json" in log
     assert len(grid.finished(made)) == 2
     trained.rmdir()
     before = {p: p.stat().st_mtime_ns for p in made.folder.glob("*/manifest.json")}
     subprocess.run(command(path), capture_output=True, check=True)
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in before.items())
     assert len(grid.finished(made)) == 3
-
-
-@pytest.mark.slow
-@needs_snakemake
-@pytest.mark.parametrize("profile", ["", "slurm"])
-def test_dry_run_prints_the_plan_and_makes_nothing(tmp_path, profile):
-    path = write_grid(tmp_path, {"method": ["ft", "cf-distill"]})
-    more = ["--profile", profile] if profile else []
-    done = subprocess.run(command(path, "--dry-run", *more), capture_output=True, text=True, check=False)
-    if profile and "snakemake-executor-plugin-slurm" in done.stderr:
-        pytest.skip("the SLURM executor plugin is not installed: docs/clusters.md")
-    assert done.returncode == 0, done.stderr
-    assert ": 2 cells, 0 complete, 2 to make" in done.stdout
-    assert "\n  weasel-commonsense-cf-distill-tiny-random-seed0" in done.stdout
-    assert not (tmp_path / "results").exists()

@@ -26,7 +26,6 @@ PROFILES = sorted(
         ({"methods": "ft,ft"}, "methods: needs at least one value, each once"),
         ({"vote_threshold": 6}, r"vote_threshold is above reasoning_paths \(5\)"),
         ({"scorings": "elimination"}, "scorings: must hold direct"),
-        ({"scorings": "direct,vote"}, "scorings: vote needs elimination"),
         ({"min_edit_ratio": 0.9}, "min_edit_ratio is above max_edit_ratio"),
         (
             {"rationale_source": "file", "rationale_file": "r.jsonl"},

@@ -1,46 +1,26 @@
 """The table of stages: a stage is its inputs' content, whatever the input and wherever it lies."""
 
-import json
 import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from studies import write_csqa
+from studies import write_rows, write_user_files
 
-from cfdistill import data, files, pipeline, store
+from cfdistill import data, pipeline, store
 from cfdistill.data import weasel
 from cfdistill.errors import DataError, StageError, TrainingError
 from cfdistill.student import models
 from cfdistill.teacher import prompts
 
 
-def write_rows(folder, kind, count):
-    """Write `count` questions of one's own, and return their rows."""
-    asked = [
-        (f"{kind}{i}", f"Ida lost {kind} {i}. Where is it?", ["attic", "cellar"], i % 2) for i in range(count)
-    ]
-    rows = [dict(zip(("id", "stem", "options", "answer"), row, strict=True)) for row in asked]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
-
-
-def user_study(params, root, **changes):
+def user_study(params, root):
     """Write all files that a study of one's own rows reads into a folder, and return its parameters."""
-    train, *_ = (write_rows(root / "user", kind, 4) for kind in ("train", "validation", "test"))
-    told = [{"id": row["id"], "rationale": "It is.", "predicted": "AB"[row["answer"]]} for row in train]
-    (root / "rationales.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    changes = {**write_user_files(root), "methods": ["ft-cot"], "profile": root.name}
     models.load(params).save(root / "student")
-    places = {"data_root": str(root), "rationale_file": str(root / "rationales.jsonl")}
-    names = {
-        "train_dataset": "user",
-        "test_datasets": ["user"],
-        "methods": ["ft-cot"],
-        "rationale_source": "file",
-    }
-    return params.model_copy(update=places | names | {"student": str(root / "student")} | changes)
+    places = {"student": str(root / "student"), "teacher_cache": str(root / "cache.sqlite")}
+    return params.model_copy(update=changes | places)
 
 
 def keys(params):
@@ -88,15 +68,6 @@ def test_a_word_of_a_file_edited_in_place_changes_what_reads_it(
     assert "ft-cot" in changed
 
 
-def test_an_official_file_edited_in_place_is_noticed(small_params, tmp_path):
-    write_csqa(tmp_path / "csqa", 120)
-    given = {"train_dataset": "csqa", "test_datasets": ["csqa"], "data_root": str(tmp_path)}
-    params = small_params.model_copy(update=given)
-    before = pipeline.build("data", params, dataset="csqa")
-    replace_word(tmp_path / "csqa" / "dev_rand_split.jsonl", b"noon", b"moon")
-    assert pipeline.build("data", params, dataset="csqa").path != before.path
-
-
 @pytest.mark.parametrize("task", ["mask", "reason", "negative"])
 def test_an_edited_prompt_remakes_the_stages_that_send_it(small_params, monkeypatch, task):
     before, load = keys(small_params), prompts.load
@@ -129,12 +100,7 @@ def test_answers_changed_in_the_cache_are_never_mixed_with_stages_made_before(sm
 
 
 def test_two_studies_that_differ_in_places_only_share_all(small_params, tmp_path):
-    first, second = (
-        user_study(
-            small_params, tmp_path / name, teacher_cache=str(tmp_path / f"{name}.sqlite"), profile=name
-        )
-        for name in ("one", "two")
-    )
+    first, second = (user_study(small_params, tmp_path / name) for name in ("one", "two"))
     keys(first)
     pretend_trained(first)
     for name in ("evaluation", "audits", "metrics"):
@@ -155,14 +121,6 @@ def test_rebuilt_rewrites_lead_to_new_rationales_and_students(small_params):
     assert store.key_hash(pipeline.locate("rationales", small_params).key) != before["rationales []"]
     with pytest.raises(StageError, match=r"stage rationales is missing .* --only 03"):
         pipeline.locate("training", small_params, method="cf-distill")
-
-
-def test_the_manifest_names_what_was_read(small_params):
-    keys(small_params)
-    made, read = (pipeline.find(name, small_params) for name in ("rationales", "counterfactuals"))
-    name = "counterfactuals.train.jsonl"
-    assert made.manifest()["inputs"][read.place] == {name: files.sha256(read.path / name)}
-    assert [stage.name for stage in pipeline.behind(made)] == ["data", "counterfactuals", "rationales"]
 
 
 def test_the_number_format_is_in_the_key_and_auto_is_what_it_resolves_to(small_params, monkeypatch):
@@ -186,22 +144,6 @@ def test_a_test_set_that_was_trained_on_is_refused(small_params, tmp_path):
             assert pipeline.overlap("user", params) == ["train0"]
     with pytest.raises(DataError, match="4 of 4"):
         pipeline.overlap("user", params)
-
-
-def test_missing_stages_name_the_notebook(small_params):
-    with pytest.raises(StageError, match=r"stage data is missing .* --only 01` or notebook 01_data_prep"):
-        pipeline.find("rationales", small_params)
-
-
-def test_the_table_lists_what_stages_read(small_params):
-    keys(small_params)
-    pretend_trained(small_params)
-    order = list(pipeline.STAGES)
-    for name, step in pipeline.STAGES.items():
-        assert all(order.index(read) < order.index(name) for read in step.reads)
-        if name != "metrics":
-            made = pipeline.locate(name, small_params, **pipeline.parts(name, small_params)[-1])
-            assert {read.stage.name for read in made.inputs} <= set(step.reads)
 
 
 def test_data_that_is_only_tested_on_needs_no_training_file(small_params, tmp_path):
@@ -233,7 +175,8 @@ def test_rewrites_are_explained_and_a_study_without_any_says_so(small_params):
     keys(small_params)
     explained = {r.question_id for r in pipeline.rationales(small_params)}
     assert {c.question.id for c in pipeline.rewrites(small_params)} <= explained
-    strict = small_params.model_copy(update={"min_edit_ratio": 0.0, "max_edit_ratio": 0.0})
+    nothing_fits = {"min_edit_ratio": 0.0, "max_edit_ratio": 0.0, "allow_empty": True}
+    strict = small_params.model_copy(update=nothing_fits)
     keys(strict)
     assert pipeline.rewrites(strict) == []
     assert pipeline.find("counterfactuals", strict).manifest()["drops"]["changed too much"]

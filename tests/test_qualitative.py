@@ -2,7 +2,6 @@ import pandas as pd
 import pytest
 
 from cfdistill.errors import DataError
-from cfdistill.files import project_root
 from cfdistill.schema import Prediction, Question
 from cfdistill.show import stories
 
@@ -35,7 +34,6 @@ def test_one_method_alone_has_its_stories_too(table):
     assert list(stories.pick(alone, ("lured", "other"), 1)["id"]) == ["b"]  # by what is wanted of the last
     assert stories.side_by_side(alone[:1]).count("<td") == 2
     assert "shift: cf-distill right (4)" in stories.browse(alone)
-    assert "no training question" in stories.beside_training(alone.assign(scene=""), [])
 
 
 def test_browse_sorts_by_outcome_and_escapes_everything_and_side_by_side_marks_what_differs(table):
@@ -78,22 +76,3 @@ def test_outcomes_and_reasons_by_rule(text, predicted, parsed, outcome, reason):
     assert row["options"].split("\n") == ["barn", "freezer", "nest box"]  # a line each
     with pytest.raises(DataError, match="cf-distill did not answer question q; evaluate it on d new"):
         stories.answers([EGGS], [told(text, predicted)], PAIR)
-
-
-def test_readings_count_for_the_very_text_that_was_read():
-    file = project_root() / "results" / "readings.csv"
-    read = pd.read_csv(file)
-    assert set(read["reading"]) == set(stories.READINGS)
-    answers = pd.concat([read, read]).drop(columns="reading")  # the same question in two splits
-    assert len(stories.readings(answers, file)) == len(read)
-    assert stories.readings(answers.assign(text=answers["text"] + " "), file).empty
-
-
-def test_a_question_is_put_beside_its_nearest_training_question_with_the_difference_marked():
-    stems = ("Where are eggs kept?", "Where are eggs <b>kept</b> from weasels?", "Where?")
-    trained = [Question(f"t{i}", "d", "train", s, ("<i>", "b"), 0, (), "s") for i, s in enumerate(stems)]
-    trained.append(Question("x", "d", "train", "Where are eggs <b>kept</b> from foxes?", ("a", "b"), 0))
-    story = {"scene": "s", "stem": trained[-1].stem, "options": "a\nb", "gold": 1}
-    html = stories.beside_training(pd.DataFrame([story]), trained)
-    assert "Where are eggs &lt;b&gt;kept&lt;/b&gt; from <mark>weasels?</mark> → <b>&lt;i&gt;</b>" in html
-    assert "from <mark>foxes?</mark> → <b>b</b>" in html

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from studies import committed
 
 from cfdistill import files, store
 from cfdistill.errors import StageError
@@ -57,9 +56,8 @@ def test_tables_of_grids_follow_from_the_cells(name, tmp_path):
     cells = [RESULTS / cell for cell in json.loads(record.read_text())["cells"]]
     record.unlink()
     grid.write_tables(made, dict(zip(made.cells, cells, strict=True)))
-    for file in (*metrics.FILES[:2], metrics.SETTINGS, grid.TABLES):
-        if (made.folder / file).exists() or (RESULTS / name / file).exists():
-            assert (made.folder / file).read_bytes() == (RESULTS / name / file).read_bytes(), file
+    for file in (*metrics.FILES[:2], grid.TABLES):
+        assert (made.folder / file).read_bytes() == (RESULTS / name / file).read_bytes(), file
 
 
 def test_tables_and_figures_follow_from_small_files_in_a_minute_without_torch(tmp_path):
@@ -93,18 +91,19 @@ def check_drawn(again, committed):
 def test_gathered_folders_are_drawn_together(tmp_path):
     """A second seed, made up from the first."""
     first, second = (shutil.copytree(RESULTS / "offline", tmp_path / name) for name in ("first", "second"))
-    for folder, changes in (
-        (first, {"gather": [str(second)], "bootstrap_samples": 100}),
-        (second, {"seed": 1}),
-    ):
+    changes = {"gather": [str(second)], "bootstrap_samples": 100}
+    for seed, folder in enumerate((first, second)):
         manifest = results.read_manifest(folder)
-        manifest["params"] |= changes
+        manifest["params"] |= changes | {"seed": seed}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    for name in ("metrics.csv", "predictions.csv"):
-        metrics.write_csv(metrics.read_csv(second, name).assign(seed=1), second / name)
+        answers = metrics.read_csv(folder, "predictions.csv").query("split == 'shift'").assign(seed=seed)
+        metrics.write_csv(answers, folder / "predictions.csv")
     results.draw(first)
     assert "mean of seeds 0, 1" in (first / "figures" / "table1.md").read_text()
-    assert set(pd.read_csv(first / "figures" / "table1.csv")["seeds"]) == {2}
+    assert set(metrics.over_seeds(pd.read_csv(first / "figures" / "headline.csv"))["seeds"]) == {2}
+    assert results.is_whole(first)
+    (first / "metrics.csv").unlink()
+    assert not results.is_whole(first)
 
 
 def some_tables(folder, change):
@@ -133,19 +132,6 @@ def test_a_study_without_the_students_of_a_figure_has_a_sentence_in_its_place(tm
     assert "no results folder `spurious`" in results.picture(tmp_path / "spurious", "headline").data
 
 
-@pytest.mark.parametrize(
-    ("swept", "figure"), [("spurious_rate", "spurious_sweep"), ("train_questions", "data_size")]
-)
-def test_a_sweep_is_not_averaged_over_what_is_swept(tmp_path, swept, figure):
-    """A grid's tables begin with the parameters in which its cells differ."""
-    some_tables(tmp_path, lambda table: pd.concat([table.assign(**{swept: value}) for value in (1, 2)]))
-    assert results.draw(tmp_path) == [figure]
-    ft = committed("metrics.csv", method="ft", test_split="shift", scoring="label")
-    assert f"; 1 shift ft {ft.accuracy:.2f}; " in results.alt_texts(tmp_path)[figure]
-    assert (tmp_path / "figures" / f"{figure}.pdf").is_file()
-    assert not (tmp_path / "figures" / "table1.md").exists()
-
-
 def test_every_parameter_set_has_a_results_folder_of_its_own(tmp_path):
     base, copy = ROOT / "params" / "paper" / "base.yaml", tmp_path / "base.yaml"
     copy.write_text(base.read_text())
@@ -164,9 +150,10 @@ def test_what_this_program_did_not_make_for_the_study_is_never_emptied(tmp_path,
     """A committed grid, the notebooks and the documents stay, even if a study should lead to their folder."""
     place = shutil.copytree(ROOT / root / profile, tmp_path / profile)
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
-    params = Params(profile=profile, audit_questions=0)
+    params = Params(profile=profile)
     monkeypatch.setattr(results, "folder", lambda params: place)
     monkeypatch.setattr(results.pipeline, "find", lambda *_: store.Stage("metrics", {}, place))
+    monkeypatch.setattr(results.pipeline, "audits", lambda _: pd.DataFrame())
     for name, found in (("_steps", []), ("_origin", {}), ("_stories", {})):
         monkeypatch.setattr(results, name, lambda *_, found=found: found)
     with pytest.raises(StageError, match=f"{profile} holds something else than results of {profile}"):

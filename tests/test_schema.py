@@ -39,7 +39,7 @@ def test_prompt_is_question_options_strategy():
         "Where, [MASK] \u202e?\nOptions: barn; freezer; hen house\n[Direct election]"
     )
     views = {view for method in METHODS.values() for view in method.views}
-    assert set(schema.STRATEGY) == views | set(SCORINGS) - {"vote"}
+    assert set(schema.STRATEGY) == views | set(SCORINGS) - {"rationale", "cloze"}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sqlite3
+import tempfile
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -19,6 +20,7 @@ from cfdistill.data.weasel import FORMATS, load_scenes
 from cfdistill.errors import TeacherError
 from cfdistill.schema import answer_text, options_text, read_answer
 from cfdistill.teacher import Teacher, cache_path, cache_state, differing, identity, offline, prompts
+from cfdistill.teacher.outcomes import NoAnswer
 from cfdistill.teacher.prompts import render
 
 OPENAI = "https://api.openai.com/v1"
@@ -98,7 +100,7 @@ def test_answers_keep_their_order_and_equal_prompts_are_asked_once_and_kept_raw(
 def test_the_key_covers_all_that_can_change_an_answer(live):
     shuffled = render("reason", "Where does the bicycle sleep?", ("bed", "shed"))
     variants = [(live, p) for p in (BIKE, replace(BIKE, sample=1), replace(BIKE, version="v2"), shuffled)]
-    changes = [{"teacher_model": "other"}, {"teacher_base_url": "http://u/v1"}, {"teacher_max_tokens": 64}]
+    changes = [{"teacher_model": "other"}, {"teacher_base_url": "http://u/v1"}]
     changes += [{"teacher": "offline"}, {"teacher": "offline", "data_seed": 1}]
     variants += [(changed(live, **change), BIKE) for change in changes]
     keys = set()
@@ -109,24 +111,24 @@ def test_the_key_covers_all_that_can_change_an_answer(live):
 
 
 def test_answers_outlive_a_failure_and_requests_under_way_are_kept(live):
-    async def third_fails(request):
-        if b"number 3" in request.content:  # which would wait for another attempt
+    async def fourth_fails(request):
+        if b"number 4" in request.content:  # which would wait for another attempt
             return httpx2.Response(429, headers={"Retry-After": "60"})
-        if b"number 2" in request.content:
+        if b"number 3" in request.content:
             await asyncio.sleep(0.02)
             return httpx2.Response(400, json={"error": {"message": f"bad request with {KEY}"}})
         await asyncio.sleep(0.05)
         return httpx2.Response(200, json=completion("fine"))
 
     began = time.monotonic()
-    with pytest.raises(TeacherError, match="failed: Error code: 400") as caught:
-        ask(changed(live, teacher_concurrency=4), some_prompts(20), third_fails)
+    with pytest.raises(TeacherError, match="answered HTTP 400: bad request with … ") as caught:
+        ask(changed(live, teacher_concurrency=4), some_prompts(20), fourth_fails)
     assert time.monotonic() - began < 30
-    # the two under way beside the failing one and the waiting one; no more
-    assert "(2 of 20 answers are there and kept, 18 are missing; run again" in str(caught.value)
+    # the first, and the two under way beside the failing one and the waiting one; no more
+    assert "(3 of 20 answers are there and kept, 17 are missing; run again" in str(caught.value)
     assert KEY not in str(caught.value)
     _, teacher = ask(live, some_prompts(20), Echo())
-    assert teacher.usage.requests == 18
+    assert teacher.usage.requests == 17
 
 
 def test_steps_note_what_they_took_whether_paid_or_replayed(live):
@@ -169,13 +171,39 @@ def test_a_cache_that_cannot_be_read_is_left_untouched(live, damage, message, te
         Teacher(replay(live, teacher=teacher, teacher_cache=str(asked.cache.path / "in-a-file.sqlite")))
 
 
-def test_a_recording_is_read_where_nothing_can_be_written(live, monkeypatch):
-    ask(live, some_prompts(2), Echo())
-    (path := cache_path(live)).with_name("cache.sqlite.lock").unlink()
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for another user
-    with Teacher(replay(live)) as teacher:
-        assert len(teacher.ask(some_prompts(2))) == 2
-        assert os.listdir(path.parent) == [path.name]  # SQLite wanted nothing beside it
+def test_a_recording_is_read_where_nothing_can_be_written(live):
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path, which other users may not enter
+        params, owner = changed(live, teacher_cache=f"{folder}/cache.sqlite"), os.geteuid()
+        ask(params, some_prompts(2), Echo())
+        cache_path(params).with_name("cache.sqlite.lock").unlink()
+        os.chmod(folder, 0o555)
+        os.seteuid(owner or 65534)
+        try:
+            with Teacher(changed(params, teacher="recorded")) as teacher:
+                assert len(teacher.ask(some_prompts(2))) == 2
+                assert os.listdir(folder) == ["cache.sqlite"]  # SQLite wanted nothing beside it
+        finally:
+            os.seteuid(owner)
+            os.chmod(folder, 0o755)
+
+
+def test_another_limit_buys_no_answer_again_that_ended_by_itself(live):
+    def answer(request):
+        number, body = int(request.content.split(b"number ")[1][:1]), json.loads(request.content)
+        limit = body.get("max_completion_tokens", 100)
+        sent.append((number, limit))
+        told = completion("So the answer is here.")
+        told["choices"][0]["finish_reason"] = "length" if limit < 10 * number else "stop"
+        return httpx2.Response(200, json=told)
+
+    rounds = [(20, range(5), {3, 4}), (20, (), {3, 4}), (30, (3, 4), {4}), (20, (), {4}), (0, (4,), set())]
+    for limit, asked, cut in [*rounds, (5, (), set())]:
+        sent = []
+        texts, _ = ask(
+            changed(live, teacher_max_tokens=limit, teacher_concurrency=1), some_prompts(5), answer
+        )
+        assert sent == [(number, limit or 100) for number in asked]
+        assert {number for number, text in enumerate(texts) if isinstance(text, NoAnswer)} == cut
 
 
 def test_recorded_replays_and_names_all_that_is_missing(live):
@@ -274,6 +302,12 @@ def test_live_needs_a_key_and_no_password(live, monkeypatch):
     with pytest.raises(TeacherError, match="must not hold a user name or password") as caught:
         Teacher(changed(live, teacher_base_url="http://me:hush@host/v1"))
     assert "hush" not in str(caught.value)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://from-the-environment/v1/")
+    told = [
+        identity(changed(live, **given), [])["base_url"] for given in ({}, {"teacher_base_url": "http://b"})
+    ]
+    assert told == ["http://from-the-environment/v1", "http://b"]
+    assert identity(changed(live, teacher="offline"), [])["base_url"] == offline.BASE_URL
     for value in ("", "two\nlines", "schlüssel"):
         monkeypatch.setenv("OPENAI_API_KEY", value)
         with pytest.raises(TeacherError, match="environment variable OPENAI_API_KEY"):

@@ -130,7 +130,15 @@ def test_result_files_are_read_as_endpoints_write_and_people_join_them(batched, 
     results = answered(tmp_path / "requests.jsonl")
     results[-1] |= {"response": None, "error": {"message": "expired"}}  # of the error file
     lines = [json.dumps(row) for row in results]
-    joined = "\ufeff" + "\r\n".join(lines[:9]) + "\n\n \n" + "\n".join(lines[9:-1]) + "\n\n\ufeff" + lines[-1]
+    joined = (
+        "\ufeff"
+        + "\r\n".join(lines[:9])
+        + "\n\n \n"
+        + lines[9]
+        + "\n".join(lines[10:-1])
+        + "\n\n\ufeff"
+        + lines[-1]
+    )
     for bad in ("{", "[]", "{}", '{"custom_id": 3}', '{"custom_id": "a", "response": 3}'):
         (tmp_path / "r.jsonl").write_text(f"{lines[0]}\n{bad}")
         with pytest.raises(TeacherError, match=r"jsonl, line 2: .* should hold results of a batch; nothing"):
@@ -146,6 +154,10 @@ def test_what_does_not_fit_into_one_file_is_left_for_the_next(batched, tmp_path,
     load(batched, write(tmp_path / "r.jsonl", answered(file)))
     monkeypatch.setattr(batch, "MAX_BYTES", len(file.read_bytes()) // 10)
     assert 0 < export(batched, file).total() < 10
+    with collect(batched, *material(batched)) as teacher:
+        assert batch.write_requests(teacher, teacher.missing, file, max_requests=1).total() == 1
+        tokens = sum(budget.estimate_tokens(next(iter(teacher.missing.values()))))
+        assert batch.write_requests(teacher, teacher.missing, file, max_tokens=tokens).total() == 1
     assert file.stat().st_size <= batch.MAX_BYTES
 
 

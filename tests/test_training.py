@@ -11,11 +11,11 @@ import torch
 from studies import counterfactual_of, rationales_of
 
 from cfdistill.errors import StageError, TrainingError
-from cfdistill.schema import DIRECT, ELIMINATION, Question, prompt_text
-from cfdistill.student import decode, models, train
+from cfdistill.schema import DIRECT, ELIMINATION, Question
+from cfdistill.student import lower, models, train
 from cfdistill.student.examples import count_steps, example_weight, make_examples
 from cfdistill.student.loss import target_loss
-from cfdistill.student.packing import collate, encode
+from cfdistill.student.packing import collate
 from cfdistill.student.train import StudentTrainer, pack_examples
 
 
@@ -26,6 +26,7 @@ def asked(name, split, animal, answer):
 QUESTIONS = [asked("q1", "train", "hens", 0), asked("q2", "train", "carp", 1)]
 REWRITES = [counterfactual_of(question) for question in QUESTIONS]
 RATIONALES = [r for q in [*QUESTIONS, *(c.question for c in REWRITES)] for r in rationales_of(q)]
+ENDS = " So the answer is"
 VALIDATION = [asked("v1", "validation", "cows", 0), asked("v2", "validation", "frogs", 1)]
 
 
@@ -105,15 +106,15 @@ def test_weights_weigh_examples_in_the_loss(small_params):
     assert loss == pytest.approx(np.average(single, weights=weights), rel=1e-5)
 
 
-def test_kept_lower_states_change_neither_loss_nor_gradients(small_params):
+def test_lower_states_change_neither_loss_nor_gradients(small_params, tmp_path):
     student = models.load(small_params)
     rows = rows_of_all(small_params, student)
     plain = target_loss(student.model, collate(rows))
     plain.backward()
     expected = {name: p.grad for name, p in student.model.named_parameters()}
     student.model.zero_grad()  # which lets go of them
-    lower, upper = train.split_layers(student.model, 2)
-    states = train.lower_states(lower, rows, batch_size=3)
+    frozen, upper = lower.split_layers(student.model, 2)
+    states = lower.lower_states(frozen, rows, 3, tmp_path)
     kept = target_loss(upper, collate(rows, [states[row] for row in rows]))
     kept.backward()
     torch.testing.assert_close(kept, plain)
@@ -121,7 +122,32 @@ def test_kept_lower_states_change_neither_loss_nor_gradients(small_params):
     assert set(found) == {n for n in expected if n.startswith(("model.layers.2.", "model.norm"))}
     torch.testing.assert_close(found, {name: expected[name] for name in found}, rtol=1e-4, atol=1e-6)
     with pytest.raises(TrainingError, match="frozen_layers=3, but the student has 3 layers"):
-        train.split_layers(student.model, 3)
+        lower.split_layers(student.model, 3)
+
+
+def test_lower_states_of_the_same_sequences_are_computed_once(small_params, tmp_path, monkeypatch):
+    student = models.load(small_params)
+    frozen, _ = lower.split_layers(student.model, 2)
+    passed = Mock(wraps=frozen.base_model.forward)
+    monkeypatch.setattr(frozen.base_model, "forward", passed)
+
+    def states(batch_size=3):
+        rows = rows_of_all(small_params, student)
+        made = lower.lower_states(frozen, rows, batch_size, tmp_path)
+        return [made[row].clone() for row in rows]
+
+    first, calls = states(), [passed.call_count]
+    for change in ("none", "damaged", "batches", "weights"):
+        if change == "damaged":
+            (file,) = (path for path in tmp_path.iterdir() if not path.suffix)
+            file.write_bytes(file.read_bytes()[:-1])  # as a power cut may leave it
+        if change == "weights":
+            with torch.no_grad():
+                next(frozen.parameters()).add_(1)
+        again = states(batch_size=4 if change in ("batches", "weights") else 3)
+        assert torch.allclose(again[0], first[0], atol=1e-4) == (change != "weights")
+        calls.append(passed.call_count)
+    assert np.diff(calls).tolist() == [0, 2, 1, 1]
 
 
 @pytest.mark.parametrize("frozen", [0, 2])
@@ -132,6 +158,7 @@ def test_loss_falls_and_frozen_weights_stay(frozen, small_params, tmp_path):
     assert ([row["step"] for row in log], log[-1]["epoch"]) == ([*range(1, 41)], 10)
     assert log[-1]["loss"] < log[0]["loss"] - 1
     assert (facts["examples"], facts["sequences"], facts["precision"]) == (8, 4, "fp32")
+    assert 0.1 < facts["peak_memory_gib"] < 8
     frozen_names = ("model.embed", "model.layers.0.", "model.layers.1.") if frozen else ()
     moved = {name for name in before if not torch.equal(after[name], before[name])}
     assert moved == {name for name in before if not name.startswith(frozen_names)}
@@ -220,35 +247,43 @@ def test_killed_training_ends_as_if_it_had_not_been(frozen, checkpoint, small_pa
     assert not folder.exists()
 
 
-def test_validation_asks_now_and_then_and_changes_nothing(small_params, tmp_path, monkeypatch):
+def test_validation_now_and_then_changes_nothing(small_params, tmp_path):
     params = changed(small_params, learning_rate=0.01, validations=4)
-    student, examples = models.load(params), of("ft-cot")
-    log, _ = train.train(student, examples, 9, params, tmp_path / "with", VALIDATION)
+    student = models.load(params)
+    log, _ = train.train(student, of("ft-cot"), 9, params, tmp_path / "with", VALIDATION)
     validated = {row["step"]: row for row in log if "val_loss" in row}
     assert list(validated) == [3, 6, 9]
-    prompts = [prompt_text(question, DIRECT) for question in VALIDATION]
-    longest = max(len(encode(e, student.tokenizer).target) for e in examples)
-    again = decode.validate(student, VALIDATION, prompts, longest, batch_size=2)
+    again = train.measure(student, VALIDATION, "positive", params)
     assert validated[9]["val_accuracy"] == again["accuracy"]
     assert validated[9]["val_loss"] == pytest.approx(again["loss"], rel=1e-4)
     without, _, _ = trained(changed(params, validations=0), tmp_path / "without", 9)
     assert equal(dict(student.model.named_parameters()), without)
-    question = Question("v", "d", "validation", "?", ("barn", "river", "Barn "), 2)  # either barn is right
-    monkeypatch.setattr(decode, "generate", lambda *_, **__: ["So the answer is barn."])
-    assert decode.validate(student, [question], ["Where?"], 8, 1)["accuracy"] == 1
+
+
+@pytest.mark.parametrize(("kind", "strategy", "said"), [("positive", DIRECT, ""), ("label", "Answer:", ENDS)])
+def test_validation_is_by_the_likelihood_of_options(kind, strategy, said, small_params, monkeypatch):
+    question = Question("v", "d", "validation", "Where?", ("barn", "river", "Barn "), 2)  # either is right
+    asked = Mock(return_value=np.array([[-0.1, -3.0, -0.2, -np.inf]]))
+    monkeypatch.setattr(train, "option_scores", asked)
+    found = train.measure(models.load(small_params), [question], kind, small_params)
+    prompts = [f"Where?\nOptions: barn; river; Barn \n{strategy}"]
+    assert asked.call_args.args[1:] == (prompts, [question.options], small_params.eval_batch_size, [said])
+    likelihoods = np.exp([-0.4, -15.0, -1.0])
+    loss = -np.log(likelihoods[2] / likelihoods.sum())
+    assert found == {"accuracy": 1.0, "loss": pytest.approx(loss)}
 
 
 @pytest.mark.parametrize(("patience", "steps"), [(0, 20), (1, 12)])
 def test_the_best_student_is_kept_and_patience_ends(patience, steps, small_params, tmp_path, monkeypatch):
     changes = {"checkpoint": "best", "validations": 5, "patience": patience, "learning_rate": 0.01}
     params = changed(small_params, **changes, frozen_layers=1)
-    student, accuracies, seen = models.load(params), iter([0.2, 0.8, 0.5, 0.8, 0.1]), []
+    student, losses, seen = models.load(params), iter([0.8, 0.2, 0.5, 0.2, 0.9]), []
 
     def measure(*_):
         seen.append({name: p.detach().clone() for name, p in student.model.named_parameters()})
-        return {"accuracy": next(accuracies), "loss": 1.0}
+        return {"accuracy": 1.0, "loss": next(losses)}
 
-    monkeypatch.setattr(decode, "validate", measure)
+    monkeypatch.setattr(train, "measure", measure)
     log, facts = train.train(student, of("ft-cot"), 20, params, tmp_path, VALIDATION)
     assert [row["step"] for row in log if "val_loss" in row] == list(range(4, steps + 1, 4))
     assert (len(log), facts["steps"], facts["kept_step"]) == (steps, steps, 8)

@@ -93,7 +93,7 @@ def _lures(measured: pd.DataFrame) -> str:
 
 
 def _swept(folder: Path, dataset: str) -> str:
-    """Return what a grid varied: accuracy on the splits of one data set, and settings against the first."""
+    """Return what a grid varied: accuracy on the splits of one data set."""
     measured = metrics.read_csv(folder, metrics.FILES[0])
     rows = metrics.over_seeds(measured[metrics.is_main(measured) & (measured["test_dataset"] == dataset)])
     varied = [name for name in rows if name not in (*metrics.METRIC_COLUMNS, metrics.AGREEMENT, "seeds")]
@@ -106,14 +106,7 @@ def _swept(folder: Path, dataset: str) -> str:
         }
         lines.append([told, method, cell["seeds"].iloc[0], *(shown.get(split, "–") for split in SPLITS)])
     table = pd.DataFrame(lines, columns=["training", "method", "seeds", *SPLITS]).to_markdown(index=False)
-    if not (folder / metrics.SETTINGS).is_file():  # methods were varied
-        return _joined(table, results.formats(folder))
-    settings = metrics.read_csv(folder, metrics.SETTINGS)
-    against = (
-        "Each setting against the first one, on test splits with the same questions (points, intervals and "
-        f"p-values as above, Holm-adjusted over these {len(settings)}):"
-    )
-    return _joined(table, against, tables.differences(settings), results.formats(folder))
+    return _joined(table, results.formats(folder))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
 PROJECT = BENCHMARKS.parent
-COLUMNS = ("name", "ours", "peer", "ratio", "unit")
+COLUMNS = ("name", "ours", "peer", "ratio", "unit", "p")
 
 
 class Contestant:
@@ -74,9 +76,22 @@ def peers_python(given: str) -> Path:
 
 
 def row(name: str, ours: float, peer: float, unit: str, *, less_is_better: bool = False) -> tuple[str, ...]:
-    """Return one row of COLUMNS; the ratio is above 1 where ours is better."""
+    """Return one row of COLUMNS without p; the ratio is above 1 where ours is better."""
     ratio = peer / ours if less_is_better else ours / peer
-    return name, f"{ours:.3g}", f"{peer:.3g}", f"{ratio:.2f}", unit
+    return name, f"{ours:.3g}", f"{peer:.3g}", f"{ratio:.2f}", unit, ""
+
+
+def faster(name: str, ours: Sequence[float], peer: Sequence[float], unit: str) -> tuple[str, ...]:
+    """Return one row of COLUMNS: both sides' median speed over the rounds, and the p that ours is faster."""
+    *facts, _ = row(name, statistics.median(ours), statistics.median(peer), unit)
+    return *facts, f"{sign_test(ours, peer):.3g}"
+
+
+def sign_test(ours: Sequence[float], peer: Sequence[float]) -> float:
+    """Return the p of the one-sided sign test that ours is higher, round by round; ties do not count."""
+    wins = sum(a > b for a, b in zip(ours, peer, strict=True))
+    rounds = wins + sum(a < b for a, b in zip(ours, peer, strict=True))
+    return sum(math.comb(rounds, k) for k in range(wins, rounds + 1)) / 2**rounds
 
 
 def write_table(name: str, rows: Sequence[Sequence[str]]) -> None:

@@ -18,9 +18,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--items", type=Path, required=True, help="JSON list of [prompt, options]")
+    parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
     items = json.loads(args.items.read_text(encoding="utf-8"))
-    backend = HFLM(pretrained=args.model, device="cpu", dtype="float32")
+    backend = HFLM(pretrained=args.model, device="cpu", dtype=args.dtype)
 
     def work(task: dict[str, Any]) -> dict[str, Any]:
         backend.batch_size_per_gpu = task["batch_size"]

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cfdistill.data import benchmarks, weasel
-from cfdistill.data.benchmarks import BENCHMARKS, text_of
+from cfdistill.data.benchmarks import text_of
 from cfdistill.errors import DataError
-from cfdistill.params import Params
+from cfdistill.params import BENCHMARKS, Params
 from cfdistill.schema import Question
 
 MOST_OVERLAP = 0.25  # of the tested or the validation questions; our choice

@@ -11,18 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cfdistill.errors import DataError
 from cfdistill.files import resolve, sha256
-from cfdistill.params import Params
+from cfdistill.params import BENCHMARKS, Params
 from cfdistill.schema import LETTERS, UNWRITABLE, Question, jsonl_lines, option_key
 
-BENCHMARKS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 LIMITS = {"train": "train_questions", "validation": "validation_questions", "test": "test_questions"}
 MOST_CHARACTERS = 8000  # stem and options; ten times what the longest row of the official files has
-ODD_ROWS = ("labels 1, 2, …", "3 options", "5 options", "two equal options", "right option twice")
-ROW_KINDS = (*ODD_ROWS, "asked twice", "also in train")  # of sound rows, which are kept and surveyed
 
 
 def load(name: str, split: str, params: Params) -> list[Question]:
@@ -32,11 +27,11 @@ def load(name: str, split: str, params: Params) -> list[Question]:
     sources, wanted = BENCHMARKS[name]["sources"], getattr(params, LIMITS[split])
     rows = _rows(name, split, sources.get(split, sources["train"]), params)
     if "validation" not in sources and split != "test":  # a fixed tenth of train is held out for it
-        rows = (row for row in rows if (_hash(row[0].id) % 10 == 0) == (split == "validation"))
-    questions = enumerate(question for question, _ in rows)
+        rows = (question for question in rows if (_hash(question.id) % 10 == 0) == (split == "validation"))
     if not params.data_seed:
-        return [question for _, question in islice(questions, wanted)]
-    drawn = heapq.nsmallest(wanted, questions, lambda item: _hash(f"{params.data_seed}/{item[1].id}"))
+        return list(islice(rows, wanted))
+    numbered = enumerate(rows)
+    drawn = heapq.nsmallest(wanted, numbered, lambda item: _hash(f"{params.data_seed}/{item[1].id}"))
     return [question for _, question in sorted(drawn, key=lambda item: item[0])]
 
 
@@ -53,32 +48,17 @@ def facts(name: str, splits: Sequence[str], params: Params) -> dict[str, Any]:
 
 
 def survey(name: str, splits: Sequence[str], params: Params) -> list[dict[str, Any]]:
-    """Count the rows of each file behind these splits, and by ROW_KINDS the odd ones among them."""
-    records, trained = [], set[str]()
+    """Count the rows of each file behind these splits, and those in which two options are one."""
+    records = []
     for split, source in BENCHMARKS[name]["sources"].items():
-        if split not in splits:
-            continue
-        kinds: Counter[str] = Counter()
-        seen = set[tuple[str, ...]]()
-        for question, numbered in _rows(name, split, source, params):
-            text, options = text_of(question), [option_key(option) for option in question.options]
-            found = {
-                "labels 1, 2, …": numbered,
-                f"{len(options)} options": True,
-                "two equal options": len(set(options)) < len(options),
-                "right option twice": options.count(options[question.answer]) > 1,
-                "asked twice": text in seen,
-                "also in train": text[0] in trained,
-            }
-            kinds.update(["rows", *(kind for kind, holds in found.items() if holds)])
-            seen.add(text)
-        if split == "train":
-            trained = {stem for stem, *_ in seen}
-        file, _, official = source
-        missing = official - kinds["rows"] if official else None
-        facts = {"file": file, "rows": kinds["rows"], "official": official, "missing": missing}
-        counted = ROW_KINDS if "train" in splits else ROW_KINDS[:-1]
-        records.append(facts | {kind: kinds[kind] for kind in counted})
+        if split in splits:
+            kinds: Counter[str] = Counter()
+            for question in _rows(name, split, source, params):
+                options = [option_key(option) for option in question.options]
+                kinds["rows"] += 1
+                kinds["two equal options"] += len(set(options)) < len(options)
+                kinds["right option twice"] += options.count(options[question.answer]) > 1
+            records.append({"file": source[0], "official": source[2], **kinds})
     return records
 
 
@@ -89,8 +69,8 @@ def text_of(question: Question) -> tuple[str, ...]:
     return (stem, *sorted(options))
 
 
-def _rows(name: str, split: str, source: list[Any], params: Params) -> Iterator[tuple[Question, bool]]:
-    """Yield sound rows, and whether their labels are numbers; DataError at the end tells of all others."""
+def _rows(name: str, split: str, source: list[Any], params: Params) -> Iterator[Question]:
+    """Yield sound rows; DataError at the end tells of all others."""
     file, hub_split, _ = source
     if params.data_source == "hub":
         where, rows = f"hub split {hub_split}", _hub_rows(name, hub_split, params)
@@ -112,7 +92,7 @@ def _rows(name: str, split: str, source: list[Any], params: Params) -> Iterator[
         raise DataError(f"{where}: no rows of {name}: {found}; mend or delete them")
 
 
-def _question(name: str, split: str, row: dict[str, Any], spare_id: str) -> tuple[Question, bool]:
+def _question(name: str, split: str, row: dict[str, Any], spare_id: str) -> Question:
     """Check a row and put its options in the order of their labels; DataError says what is wrong."""
     stem, labels, options, key = READERS[BENCHMARKS[name]["rows"]](row)
     if key in (None, ""):
@@ -129,8 +109,7 @@ def _question(name: str, split: str, row: dict[str, Any], spare_id: str) -> tupl
         raise DataError("with NUL or half a character")
     choices = dict(sorted(zip(labels, options, strict=True), key=lambda choice: (len(choice[0]), choice[0])))
     ordered = tuple(text.strip() for text in choices.values())
-    answer = list(choices).index(str(key))
-    return Question(own_id, name, split, stem.strip(), ordered, answer), next(iter(choices)) == "1"
+    return Question(own_id, name, split, stem.strip(), ordered, list(choices).index(str(key)))
 
 
 def _read_nested(row: dict[str, Any]) -> tuple[Any, ...]:

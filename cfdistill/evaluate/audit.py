@@ -1,4 +1,4 @@
-"""Three audits of a trained student, each of which changes one thing of what it is given (our choice)."""
+"""Two audits of a trained student, each of which changes one thing of what it is given (our choice)."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -6,23 +6,20 @@ from itertools import product
 import pandas as pd
 
 from cfdistill.evaluate import stats
-from cfdistill.evaluate.predict import Answers, Questions, answered
+from cfdistill.evaluate.predict import Answers, Questions, answered, predict
 from cfdistill.methods import METHODS
 from cfdistill.params import Params
-from cfdistill.schema import DIRECT, ELIMINATION, Question, options_text, prompt_text
+from cfdistill.schema import DIRECT, Question, options_text, prompt_text
 from cfdistill.student import decode, models
 from cfdistill.student.models import Student
 
 CONDITIONS = {  # of every audit; the first one changes nothing
     "input": ("everything", "options alone", "question alone"),
-    "strategy": ("right token", "missing", "novel", "swapped"),
-    "rationale": ("its own", "truncated", "another question's", "opposite view"),
+    "rationale": ("its own", "truncated", "another question's"),
 }
-Said = tuple[int, str, bool]  # option, text, whether the text names it
-NOVEL = "[Third opinion]"  # a strategy token that no training example holds
 COLUMNS = [
     "train_dataset", "method", "student", "seed", "test_split", "audit", "condition", "n", "accuracy",
-    "ci_low", "ci_high", "same_answer", "same_low", "same_high", "unparsed_rate",
+    "ci_low", "ci_high", "same_answer", "same_low", "same_high",
 ]  # fmt: skip
 
 
@@ -32,22 +29,29 @@ def choose_questions(questions: Questions, params: Params) -> list[Question]:
     return [questions[i * len(questions) // count] for i in range(count)]
 
 
-def audit(student: Student, questions: Questions, method: str, params: Params) -> Answers:
-    """Return a student's answers under every condition; one that learned only labels has one audit."""
+def audit(student: Student, questions: Questions, method: str, params: Params, known: Answers) -> Answers:
+    """Return a student's answers under every condition; own words come from the evaluation, if `known`.
+
+    A student that learned only labels has one audit.
+    """
     label = METHODS[method].scoring == "label"
     found = {"input": read_input(student, questions, "" if label else DIRECT, params)}
     if not label:
-        found["strategy"] = heed_strategy(student, questions, params)
-        texts = [text for _, text, _ in found["strategy"]]
-        found["rationale"] = follow_rationale(student, questions, texts, params)
+        given = {answer.question_id: answer for answer in known if answer.scoring == "direct"}
+        direct = (
+            [given[q.id] for q in questions]
+            if given
+            else predict(student, questions, method, "direct", params)
+        )
+        found["rationale"] = follow_rationale(student, questions, [own.text for own in direct], params)
     return [
-        answered(question, method, f"{name}/{condition}", *said)
+        answered(question, method, f"{name}/{condition}", option, question.options[option], True)
         for name, own in found.items()
-        for (condition, question), said in zip(product(CONDITIONS[name], questions), own, strict=True)
+        for (condition, question), option in zip(product(CONDITIONS[name], questions), own, strict=True)
     ]
 
 
-def read_input(student: Student, questions: Questions, token: str, params: Params) -> list[Said]:
+def read_input(student: Student, questions: Questions, token: str, params: Params) -> list[int]:
     """Let a student name its answer at once: from everything, from the options, from the question."""
     asked = [(question, prompt_text(question, token)) for question in questions]
     prompts = [
@@ -58,40 +62,25 @@ def read_input(student: Student, questions: Questions, token: str, params: Param
     return _choose(student, questions, prompts, [""] * len(prompts), params)
 
 
-def heed_strategy(student: Student, questions: Questions, params: Params) -> list[Said]:
-    """Let a student write under its own strategy token, none, one it never saw, and the other one."""
-    right, novel, swapped = (
-        [prompt_text(q, token) for q in questions] for token in (DIRECT, NOVEL, ELIMINATION)
-    )
-    short, size = [*right, *(p.removesuffix(f"\n{DIRECT}") for p in right), *novel], params.eval_batch_size
-    texts = decode.generate(student, short, params.max_new_tokens, size)
-    texts += decode.generate(student, swapped, params.max_new_tokens_elimination, size)
-    read = decode.read_answers(student, [*questions] * 4, [*short, *swapped], texts, size)
-    return [(option, text, parsed) for text, (option, parsed) in zip(texts, read, strict=True)]
-
-
-def follow_rationale(student: Student, questions: Questions, texts: list[str], params: Params) -> list[Said]:
+def follow_rationale(student: Student, questions: Questions, texts: list[str], params: Params) -> list[int]:
     """Put a rationale written before into a student's mouth and see what follows (Lanham et al., 2023)."""
-    written = [decode.rationale_of(text) for text in texts]
-    own, opposite = written[: len(questions)], written[-len(questions) :]
+    own, others = [decode.rationale_of(text) for text in texts], []
     halves = [" ".join(text.split()[: len(text.split()) // 2]) for text in own]
-    others = []
     for i, q in enumerate(questions):  # the next question of another scene, around to the beginning
         following = [*range(i + 1, len(questions)), *range(i)]
         apart = (own[j] for j in following if not q.scene or questions[j].scene != q.scene)
         others.append(next(apart, own[i]))
-    prompts = [prompt_text(question, DIRECT) for question in questions] * 4
-    return _choose(student, questions, prompts, [*own, *halves, *others, *opposite], params)
+    prompts = [prompt_text(question, DIRECT) for question in questions] * 3
+    return _choose(student, questions, prompts, [*own, *halves, *others], params)
 
 
 def _choose(
     student: Student, questions: Questions, prompts: list[str], said: list[str], params: Params
-) -> list[Said]:
+) -> list[int]:
     """Let a student choose after each prompt and rationale; questions come round once per condition."""
     everyone = [*questions] * (len(prompts) // len(questions))
     begun = [decode.concluding(text) for text in said]
-    chosen = decode.choose(student, prompts, begun, everyone, params.eval_batch_size)
-    return [(option, q.options[option], True) for q, option in zip(everyone, chosen, strict=True)]
+    return decode.choose(student, prompts, begun, everyone, params.eval_batch_size)
 
 
 def table(answers: Mapping[str, Answers], params: Params, split: str) -> pd.DataFrame:
@@ -106,5 +95,5 @@ def table(answers: Mapping[str, Answers], params: Params, split: str) -> pd.Data
             right = sum(p.predicted == p.gold for p in found)
             same = sum(p.predicted == q.predicted for p, q in zip(found, untouched, strict=True))
             rates = [x for k in (right, same) for x in (k / n, *stats.proportion_interval(k, n))]
-            rows.append([*run, audited, condition, n, *rates, sum(not p.parsed for p in found) / n])
+            rows.append([*run, audited, condition, n, *rates])
     return pd.DataFrame(rows, columns=COLUMNS)

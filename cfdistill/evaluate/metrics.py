@@ -1,12 +1,11 @@
 """From `predictions.csv` to metrics and comparisons; further columns are settings, never averaged across."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from statsmodels.stats.proportion import proportion_effectsize
 
 from cfdistill.errors import DataError, StageError
 from cfdistill.evaluate import stats
@@ -19,17 +18,16 @@ PREDICTION_COLUMNS = [
     *ANSWER[:6], "subset", "scene", *ANSWER[6:], "gold", "stereotype", "predicted", "parsed", "options",
 ]  # fmt: skip
 METRIC_KEYS = ["train_dataset", "method", "student", "seed", "test_dataset", "test_split", "scoring"]
-# lured: wrong, with the stereotype; consistent: right on two variants of a scene; unparsed: no option named
-METRIC_VALUES = ["accuracy", "ci_low", "ci_high", "lure_rate", "pair_consistency", "unparsed_rate"]
+# lured: wrong, with the stereotype; consistent: right on two variants of a scene; unparsed: no option named;
+# chance: the accuracy of guessing
+METRIC_VALUES = ["accuracy", "ci_low", "ci_high", "lure_rate", "pair_consistency", "unparsed_rate", "chance"]
 METRIC_COLUMNS = [*METRIC_KEYS, "n", *METRIC_VALUES]
 AGREEMENT = "seed_agreement"  # one more column where there are several seeds
 COMPARISON_KEYS = ["train_dataset", "student", "test_dataset", "test_split", "method_a", "method_b"]
 COMPARISON_VALUES = ["delta", "ci_low", "ci_high", "p_mcnemar", "p_holm"]
-COMPARED = ["n", *COMPARISON_VALUES, "seeds", "cohens_h", "n_for_3_points"]
+COMPARED = ["n", *COMPARISON_VALUES, "seeds"]
 COMPARISON_SCORINGS = ["scoring_a", "scoring_b"]  # where scorings are compared, too
-SETTING_KEYS = ["setting_a", "setting_b", "method", "test_dataset", "test_split"]
 OWN_SPLITS = ("id", "shift", "shift_reachable", "shift_heldout")  # only tested on the training data set
-SETTINGS = "settings.csv"  # of a grid that varied more than methods
 FILES = ("metrics.csv", "comparisons.csv", "predictions.csv")
 # Parameters in which pooled folders may differ: columns tell them, or no prediction hangs on them.
 POOLED = (*ANSWER[:3], "test_datasets", "methods", "scorings", "audit_questions", "bootstrap_samples")
@@ -74,20 +72,6 @@ def comparisons_table(predictions: pd.DataFrame, samples: int = 2000) -> pd.Data
     return table if by_scoring else table.drop(columns=COMPARISON_SCORINGS)
 
 
-def settings_table(predictions: Mapping[str, pd.DataFrame], samples: int = 2000) -> pd.DataFrame:
-    """Compare each method in each setting of a grid with itself in the first, on the questions both have."""
-    tables = {name: _with_subsets(table[is_main(table)]) for name, table in predictions.items()}
-    answers = {name: _by_seed(table, SETTING_KEYS[2:]) for name, table in tables.items()}
-    (first, base), *others = answers.items()
-    rows = [
-        [name, first, *key, *_compare(own, base[key], f"{name} and {first}", samples)[:-2]]
-        for name, cells in others
-        for key, own in cells.items()
-        if key in base and own.columns.equals(base[key].columns) and own.index.isin(base[key].index).any()
-    ]
-    return _table(rows, [*SETTING_KEYS, *COMPARED[:-2]], SETTING_KEYS)
-
-
 def differs(comparisons: pd.DataFrame) -> "pd.Series[bool]":
     """Tell which rows earn a star: of the methods with several seeds, of these trainings with one."""
     excludes = (comparisons["ci_low"] > 0) | (comparisons["ci_high"] < 0)
@@ -128,15 +112,6 @@ def is_main(metrics: pd.DataFrame) -> "pd.Series[bool]":
     return metrics["scoring"] == metrics["method"].map(lambda name: METHODS[name].scoring)
 
 
-def chance(predictions: pd.DataFrame) -> dict[str, float]:
-    """Return the accuracy of guessing by test data set, of those whose numbers of options are known."""
-    if "options" not in predictions:
-        return {}
-    asked = predictions.dropna(subset="options").drop_duplicates(["dataset", "split", "id"])
-    shares = 1 / asked["options"].astype(float)
-    return {str(name): float(share) for name, share in shares.groupby(asked["dataset"]).mean().items()}
-
-
 def each_row(table: pd.DataFrame) -> list[Any]:
     """Return the rows with their columns as attributes (typed Any: pandas cannot know them)."""
     return list(table.itertuples())
@@ -173,8 +148,6 @@ def pool(folders: Iterable[Path]) -> pd.DataFrame:
             first, where = known.setdefault(name, (value, path))
             if value != first:
                 raise DataError(f"{where} and {path} cannot be pooled: {name} is {first} and {value}")
-    if not tables:
-        raise DataError("there are no results folders to gather")
     together = pd.concat(tables).drop_duplicates(ignore_index=True)
     keys = ["data_seed", *ANSWER]
     for clash in each_row(together[together.duplicated(keys)]):
@@ -218,7 +191,8 @@ def _measure(cell: pd.DataFrame) -> list[float]:
     variants = cell.assign(right=right, variant=cell["id"].str.rpartition(".c")[0])[cell["scene"] != ""]
     pairs = variants.merge(variants, on="scene").query("variant_x < variant_y")
     consistent = (pairs["right_x"] & pairs["right_y"]).mean()
-    return [n, right.mean(), *interval, lure_rate, consistent, (~cell["parsed"]).mean()]
+    guessed = (1 / cell["options"]).mean() if "options" in cell else float("nan")  # older answers lack it
+    return [n, right.mean(), *interval, lure_rate, consistent, (~cell["parsed"]).mean(), guessed]
 
 
 def _by_seed(predictions: pd.DataFrame, keys: list[str]) -> dict[Any, pd.DataFrame]:
@@ -252,8 +226,7 @@ def _compare(a: pd.DataFrame, b: pd.DataFrame, names: str, samples: int) -> list
     clusters = a.columns.get_level_values("cluster")
     found = stats.paired_difference(ours, theirs, samples, 0, clusters)
     p = stats.mcnemar_exact(ours, theirs, clusters)
-    cohens_h = proportion_effectsize(ours.mean(), theirs.mean())
-    return [ours.shape[1], *found, p, p, len(ours), cohens_h, stats.items_needed((ours != theirs).mean())]
+    return [ours.shape[1], *found, p, p, len(ours)]
 
 
 def _table(rows: list[Any], columns: list[str], keys: list[str]) -> pd.DataFrame:

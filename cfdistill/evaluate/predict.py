@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from cfdistill.methods import METHODS
 from cfdistill.params import SCORINGS, Params
-from cfdistill.schema import STRATEGY, Prediction, Question, prompt_text, same_option
-from cfdistill.student.decode import choose, concluding, generate, option_scores, read_answers
+from cfdistill.schema import DIRECT, STRATEGY, Prediction, Question, cloze_text, prompt_text, same_option
+from cfdistill.student.decode import choose, concluding, generate, read_answers
 from cfdistill.student.models import Student
 
 Questions = Sequence[Question]
@@ -15,7 +15,7 @@ Answers = list[Prediction]
 def scorings(method: str, params: Params) -> tuple[str, ...]:
     """Return how a method is scored, its main scoring first; one that learned only labels has no views."""
     if METHODS[method].views == ("label",):
-        return ("label", *(name for name in params.scorings if name == "likelihood"))
+        return ("label", *(name for name in params.scorings if name in ("cloze", "likelihood")))
     return tuple(name for name in SCORINGS if name in params.scorings)
 
 
@@ -23,8 +23,8 @@ def predict_all(student: Student, questions: Questions, method: str, params: Par
     """Return predictions by scoring."""
     found: dict[str, Answers] = {}
     for scoring in scorings(method, params):
-        if scoring == "vote":
-            found["vote"] = vote(student, questions, found["direct"], found["elimination"], params)
+        if scoring == "rationale":
+            found[scoring] = conclude(student, questions, found["direct"], params)
         else:
             found[scoring] = predict(student, questions, method, scoring, params)
     return found
@@ -32,8 +32,9 @@ def predict_all(student: Student, questions: Questions, method: str, params: Par
 
 def predict(student: Student, questions: Questions, method: str, scoring: str, params: Params) -> Answers:
     """Ask every question: under a strategy token, or "Answer:" for a label or the likeliest option."""
-    prompts, size = [prompt_text(q, STRATEGY[scoring]) for q in questions], params.eval_batch_size
-    if scoring == "likelihood":
+    asked = [cloze_text(q) if scoring == "cloze" else prompt_text(q, STRATEGY[scoring]) for q in questions]
+    prompts, size = asked, params.eval_batch_size
+    if scoring in ("cloze", "likelihood"):
         best = choose(student, prompts, [""] * len(prompts), questions, size)
         texts = [question.options[option] for question, option in zip(questions, best, strict=True)]
         chosen = [(option, True) for option in best]
@@ -47,26 +48,12 @@ def predict(student: Student, questions: Questions, method: str, scoring: str, p
     ]
 
 
-def vote(
-    student: Student, questions: Questions, direct: Answers, elimination: Answers, params: Params
-) -> Answers:
-    """Let two views vote (our rule): the option that they name counts; if torn, the likeliest after both."""
-    pairs = list(zip(direct, elimination, strict=True))
-    named = [{view.predicted for view in pair if view.parsed} for pair in pairs]
-    torn = [i for i, options in enumerate(named) if len(options) != 1]
-    chosen = {i: options.pop() for i, options in enumerate(named) if len(options) == 1}
-    if torn:
-        asked = [questions[i].options for i in torn]
-        scores = []
-        for scoring, view in (("direct", direct), ("elimination", elimination)):
-            prompts = [prompt_text(questions[i], STRATEGY[scoring]) for i in torn]
-            said = [concluding(view[i].text) for i in torn]
-            scores.append(option_scores(student, prompts, asked, params.eval_batch_size, said))
-        chosen |= zip(torn, (scores[0] + scores[1]).argmax(axis=1).tolist(), strict=True)
-    return [
-        answered(question, one.method, "vote", chosen[i], f"{one.text}\n{other.text}", i not in torn)
-        for i, (question, (one, other)) in enumerate(zip(questions, pairs, strict=True))
-    ]
+def conclude(student: Student, questions: Questions, direct: Answers, params: Params) -> Answers:
+    """Let a student choose the likeliest option after its own rationale, whatever that named."""
+    prompts, said = [prompt_text(q, DIRECT) for q in questions], [concluding(own.text) for own in direct]
+    best = choose(student, prompts, said, questions, params.eval_batch_size)
+    asked = zip(questions, direct, best, strict=True)
+    return [answered(q, own.method, "rationale", option, own.text, True) for q, own, option in asked]
 
 
 def answered(

@@ -76,14 +76,6 @@ def holm(pvalues: list[float]) -> list[float]:
     return [float(p) for p in multipletests(pvalues, method="holm")[1]] if pvalues else []
 
 
-def items_needed(discordant: float, delta: float = 0.03, power: float = 0.8) -> int:
-    """Return how many items show `delta`, if one method alone is right on a share of them (Connor, 1987)."""
-    share = max(discordant, delta)  # a difference needs at least as many discordant items
-    alpha, beta = norm.ppf(1 - ALPHA / 2), norm.ppf(power)
-    root = float(alpha * share**0.5 + beta * (share - delta**2) ** 0.5)
-    return math.ceil((root / delta) ** 2)
-
-
 def _clustered(a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None) -> tuple[Floats, Floats]:
     """Return the differences summed by cluster, shape (seeds, clusters), and the clusters' sizes."""
     first, second = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (a, b))

@@ -13,11 +13,12 @@ from cfdistill.generate.replies import ask, read_strings
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual, Question, option_key, read_answer
 from cfdistill.teacher import Teacher
+from cfdistill.teacher.outcomes import NoAnswer
 from cfdistill.teacher.prompts import Prompt, render
 
 MASKED, FILLED, CHECKED, VOTE = "masked", "filled", "passed checks", "agreed by vote"
 # the step that drops a candidate, by the first word of the reason; all other reasons are of checks
-DROPS = {"target": MASKED, MASK: MASKED, "mask:": MASKED, "fill:": FILLED, "too": VOTE}
+DROPS = {"target": MASKED, MASK: MASKED, "mask:": MASKED, "fill:": FILLED, "vote:": VOTE, "too": VOTE}
 Questions = Sequence[Question]
 Read = Callable[..., "Candidate"]  # what the answers make of a candidate; ValueError if they are unfit
 
@@ -172,6 +173,9 @@ def vote(candidates: list[Candidate], teacher: Teacher, params: Params) -> list[
     def read(c: Candidate, *texts: str) -> Candidate:
         answers = [read_answer(text, c.original.options) for text in texts]
         reason = "" if agree(answers, c.target, params.vote_threshold) else "too few votes"
+        lost = [text for text in texts if isinstance(text, NoAnswer)]
+        if reason and agree([*answers, *[c.target] * len(lost)], c.target, params.vote_threshold):
+            reason = f"vote: {lost[0]}"  # which may have been what it lacked
         return replace(c, votes=answers.count(c.target), paths=len(texts), reason=reason)
 
     return _asked("vote", candidates, teacher, prompts, read)

@@ -7,13 +7,13 @@ import pandas as pd
 
 from cfdistill.generate import counterfactual, rationale
 from cfdistill.generate.counterfactual import Candidate
-from cfdistill.generate.replies import NOT_YET, NotYet
+from cfdistill.generate.replies import NOT_YET
 from cfdistill.methods import VIEWS
 from cfdistill.params import Params
 from cfdistill.schema import Question
 from cfdistill.teacher import Teacher
-from cfdistill.teacher.budget import BYTES_PER_TOKEN, COMPLETION_TOKENS, estimate_tokens, find_price
-from cfdistill.teacher.prompts import TASKS, Prompt, render
+from cfdistill.teacher.budget import estimate_tokens, find_price
+from cfdistill.teacher.prompts import BYTES_PER_TOKEN, TASKS, Prompt, render
 
 Questions = Sequence[Question]
 COLUMNS = ("in cache", "to ask", "prompt tokens", "completion tokens")
@@ -29,12 +29,12 @@ class Collector(Teacher):
         self.later: set[tuple[str, str, Prompt]] = set()  # by candidate: follow if every filter lets it pass
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str]:
-        """Return the answers that are there, and `NotYet` in place of the others."""
-        keys = [self.key(prompt) for prompt in prompts]
-        answers = self.cache.get(keys)
-        for key, prompt in zip(keys, prompts, strict=True):
+        """Return the answers that are there, and `NOT_YET` in place of the others."""
+        wanted = [(self.key(prompt), prompt) for prompt in prompts]
+        answers = self.known(dict(wanted))
+        for key, prompt in wanted:
             (self.there if key in answers else self.missing)[key] = prompt
-        return [answers[key].text if key in answers else NotYet() for key in keys]
+        return [answers[key].text if key in answers else NOT_YET for key, _ in wanted]
 
 
 @contextmanager
@@ -82,17 +82,12 @@ def forecast(params: Params, originals: Questions, held_out: Questions) -> pd.Da
 
 def to_text(table: pd.DataFrame, params: Params) -> str:
     """Return a forecast as a table, with what it assumes."""
-    price, model = find_price(params.teacher_model, params), f"Model {params.teacher_model}"
-    if params.teacher != "live":
-        told = "Nobody has to be paid."
-    elif price is None:
-        told = f"{model}: its price is not known; give it by teacher_prices."
-    else:
+    price, told = find_price(params.teacher_model, params), "Nobody has to be paid."
+    if params.teacher == "live" and price:
         as_batch = table["dollars"].iloc[-1] * (1 - price.batch_discount)
-        told = f"{model}: ${price.input:g} for a million prompt tokens, ${price.output:g} for a million "
-        told += f"completion tokens (recorded {price.recorded}); as a batch ${as_batch:,.2f}."
-    answers = ", ".join(f"{task} {tokens}" for task, tokens in COMPLETION_TOKENS.items())
-    assumed = f"a token for every {BYTES_PER_TOKEN} bytes of a prompt; tokens per answer: {answers}; every "
-    assumed += "candidate passes every filter, unless the cache says otherwise; no answer is asked for twice."
-    shown = table.astype(object).to_markdown(tablefmt="plain", intfmt=",", floatfmt=",.2f")
-    return f"{shown}\n\n{told}\nAssumed: {assumed}"
+        told = f"At ${price.input:g} and ${price.output:g} for a million tokens of prompts and of answers"
+        told += f" (recorded {price.recorded}); as a batch ${as_batch:,.2f}."
+    elif params.teacher == "live":
+        told = f"{params.teacher_model}: its price is not known; give it by teacher_prices."
+    told += f"\nAssumed: {BYTES_PER_TOKEN} bytes a token, answers of usual length; all filters are passed."
+    return f"{table.astype(object).to_markdown(tablefmt='plain', intfmt=',', floatfmt=',.2f')}\n\n{told}"

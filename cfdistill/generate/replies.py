@@ -7,16 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cfdistill.teacher import Teacher
+from cfdistill.teacher.outcomes import FINAL, NoAnswer
 from cfdistill.teacher.prompts import Prompt
 
 OBJECT = re.compile(r'\{\s*"')  # how a JSON object that holds something begins
 UNFIT = re.compile(r"^$|[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # empty, a control character, half a character
-NOT_YET = "not answered yet"
+NOT_YET = NoAnswer("not answered yet")  # by a teacher that only notes what it is asked
 Asked = tuple[Any, list[Prompt]]  # an item and what is asked about it
-
-
-class NotYet(str):
-    """Stands for an answer that is still to come, when a teacher only notes what it is asked."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,8 @@ def ask(teacher: Teacher, items: Sequence[Asked], read: Callable[..., Any]) -> l
     """Ask the prompts of every item, and where `read` refuses the answers once more, as new samples."""
     replies: dict[int, Reply] = {}
     for attempt in (1, 2):
-        left = [i for i in range(len(items)) if i not in replies or replies[i].reason not in ("", NOT_YET)]
+        settled = {i for i, reply in replies.items() if reply.reason in ("", NOT_YET, *FINAL)}
+        left = [i for i in range(len(items)) if i not in settled]
         asked = [[replace(p, sample=p.sample + attempt - 1) for p in items[i][1]] for i in left]
         texts = iter(teacher.ask([prompt for group in asked for prompt in group]))
         for i, group in zip(left, asked, strict=True):
@@ -42,8 +40,11 @@ def ask(teacher: Teacher, items: Sequence[Asked], read: Callable[..., Any]) -> l
 
 def attempted(read: Callable[..., Any], *given: Any, attempts: int = 1) -> Reply:
     """Return what is read from what is given, or the reason why nothing is."""
-    if any(isinstance(text, NotYet) for text in given):
+    texts = [text for text in given if isinstance(text, str)]
+    if NOT_YET in texts:
         return Reply(None, attempts, NOT_YET)
+    if texts and all(isinstance(text, NoAnswer) for text in texts):
+        return Reply(None, attempts, texts[0])
     try:
         return Reply(read(*given), attempts)
     except ValueError as error:

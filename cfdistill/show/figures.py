@@ -12,9 +12,9 @@ from cfdistill.errors import DataError
 from cfdistill.evaluate import metrics as measures
 from cfdistill.evaluate.metrics import each_row
 from cfdistill.evaluate.stats import proportion_interval
-from cfdistill.methods import METHODS, OURS
+from cfdistill.methods import METHODS
 from cfdistill.show import style
-from cfdistill.show.style import COLUMN, PAGE, RIGHT, WRONG, Chance, note, styled, subplots
+from cfdistill.show.style import COLUMN, PAGE, RIGHT, WRONG, note, styled, subplots
 from cfdistill.show.tables import short_name
 
 SPLITS = {  # test splits, and what they are called in figures
@@ -27,7 +27,7 @@ SPLITS = {  # test splits, and what they are called in figures
 }
 WHOLE = ("id", "shift", "new", "test")
 UNSEEN = ("shift_reachable", "shift_heldout", "new", "test")  # further and further from what was shown
-SWEEPS = {  # swept parameter: file name of its figure, splits shown, words at the axis
+SWEEPS = {  # swept parameter: its figure's name, splits shown, words at the axis
     "spurious_rate": ("spurious_sweep", WHOLE, "share ρ of stereotype answers in training"),
     "train_questions": ("data_size", UNSEEN, "training questions"),
 }
@@ -42,57 +42,37 @@ def own_splits(metrics: pd.DataFrame, splits: Iterable[str] = SPLITS) -> pd.Data
 
 
 @styled
-def fig_headline(metrics: pd.DataFrame, chance: Chance = None) -> Figure:
+def fig_headline(metrics: pd.DataFrame) -> Figure:
     """Draw one student's accuracy and lure rate on its own test splits."""
     lured = metrics.dropna(subset="lure_rate")  # real benchmarks have none
     ends = [proportion_interval(round(row.lure_rate * row.n), row.n) for row in each_row(lured)]
     low, high = [end[0] for end in ends], [end[1] for end in ends]
-    lured = lured.assign(accuracy=lured["lure_rate"], ci_low=low, ci_high=high)
+    lured = lured.assign(accuracy=lured["lure_rate"], ci_low=low, ci_high=high, chance=float("nan"))
     lured = lured.drop(columns=measures.AGREEMENT, errors="ignore")  # it is about right answers
     panels = {"right answers (%), higher is better": metrics, "lured by the stereotype (%)": lured}
     rows = pd.concat([own_splits(part, WHOLE).assign(panel=title) for title, part in panels.items()])
-    if rows["test_dataset"].nunique() > 1:
-        rows["panel"] = rows["test_dataset"].map(short_name) + ": " + rows["panel"]
-    rows["test_dataset"] = rows["test_dataset"].mask(rows["panel"].str.contains("lured"))  # no guessing there
     rows["label"] = rows["test_split"].map(SPLITS)
-    return _bar_panels(rows, chance, "not tested on the training data set")
+    return _bar_panels(rows, "not tested on the training data set")
 
 
 @styled
-def fig5_ood(metrics: pd.DataFrame, chance: Chance = None) -> Figure:
+def fig5_ood(metrics: pd.DataFrame) -> Figure:
     """Draw one student's accuracy out of distribution, a panel per training data set (Fig. 5)."""
     rows = measures.transfer(metrics)
     rows = rows[rows["train_dataset"] != rows["test_dataset"]]
     panel = "trained on " + rows["train_dataset"].map(short_name) + ": right (%)"
     label = rows["test_dataset"].map(short_name) + "\n" + rows["test_split"]
-    return _bar_panels(rows.assign(panel=panel, label=label), chance, "tested on the training data set only")
+    return _bar_panels(rows.assign(panel=panel, label=label), "tested on the training data set only")
 
 
 @styled
-def fig6_architectures(metrics: pd.DataFrame, chance: Chance = None) -> Figure:
+def fig6_architectures(metrics: pd.DataFrame) -> Figure:
     """Draw accuracy by student on `shift` or `test`, a panel per training data set (Fig. 6)."""
     rows = own_splits(metrics, ("shift", "test"))
     if rows["student"].nunique() < 2:
         return note("one student only: there is nothing to compare")
     panel = rows["test_dataset"].map(short_name) + " " + rows["test_split"] + ": right (%)"
-    return _bar_panels(rows.assign(panel=panel, label=rows["student"].str.replace("-", "-\n")), chance)
-
-
-def ablation_table(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
-    """Return accuracies on the training data set's own splits, with a star where one differs from ours."""
-    rows = own_splits(metrics, set(SPLITS) - {"shift"})  # whose two parts tell more
-    other = comparisons[comparisons["method_a"] != comparisons["method_b"]]  # not of scorings
-    starred = other[measures.differs(other)].rename(columns={"method_b": "method"})
-    keys = ["train_dataset", "student", "test_dataset", "test_split", "method"]
-    return rows.merge(starred[keys].assign(star="*"), on=keys, how="left").fillna({"star": ""})
-
-
-@styled
-def fig_ablation(rows: pd.DataFrame, chance: Chance = None) -> Figure:
-    """Draw `ablation_table` with its stars."""
-    title = f"right (%)\n*: differs from {OURS} ({measures.star_note(rows)})"
-    rows = rows.assign(panel=title, label=rows["test_split"].map(SPLITS))
-    return _bar_panels(rows, chance, "not tested on the training data set")
+    return _bar_panels(rows.assign(panel=panel, label=rows["student"].str.replace("-", "-\n")))
 
 
 @styled
@@ -100,17 +80,18 @@ def fig_audits(table: pd.DataFrame) -> Figure:
     """Draw accuracy, and the share of answers that stay as they were (`audit.table`)."""
     labels = [textwrap.fill(words, 10, break_long_words=False) for words in table["condition"]]
     first = table.groupby("audit")["condition"].transform("first")
-    table = table.assign(label=labels, seeds=1, panel=table["audit"] + ": right (%)")
+    table = table.assign(label=labels, seeds=1, chance=float("nan"), panel=table["audit"] + ": right (%)")
     same = {"accuracy": table["same_answer"], "ci_low": table["same_low"], "ci_high": table["same_high"]}
     below = table.assign(panel="answered as with " + first + " (%)", **same)[table["condition"] != first]
     nothing = "no question was audited: audit_questions is 0"
-    return _bar_panels(pd.concat([table, below]), None, nothing, columns=table["audit"].nunique())
+    return _bar_panels(pd.concat([table, below]), nothing, columns=table["audit"].nunique())
 
 
 @styled
-def fig_sweep(metrics: pd.DataFrame, swept: str, chance: Chance = None) -> Figure:
-    """Draw accuracy against a parameter that a grid swept, a panel per test split, a line per method."""
-    _, splits, label = SWEEPS.get(swept, ("", WHOLE, swept))
+def fig_sweep(metrics: pd.DataFrame) -> Figure:
+    """Draw accuracy against what a grid swept (SWEEPS), a panel per test split, a line per method."""
+    swept = next(name for name in SWEEPS if name in metrics)
+    _, splits, label = SWEEPS[swept]
     rows = own_splits(metrics, splits).sort_values(swept)
     _refuse_mixed(rows, "test_split", swept)
     if rows.empty:
@@ -125,7 +106,7 @@ def fig_sweep(metrics: pd.DataFrame, swept: str, chance: Chance = None) -> Figur
             part = panel[panel["method"] == method]
             beside = (i - (len(methods) - 1) / 2) * 0.012 * width  # so that intervals do not overlap
             style.points(ax, part[swept] + beside, part, method, linestyle="-")
-        style.guessing(ax, (chance or {}).get(panel["test_dataset"].iloc[0]), values[0], values[-1])
+        style.guessing(ax, panel["chance"].iloc[0], values[0], values[-1])
         ax.set_xticks(values, [f"{value:g}" for value in values])
         ax.set(title=f"{SPLITS[split]}\n{style.asked(panel)}", ylim=(0, 100))
     axes[0].set_ylabel("accuracy (%)")
@@ -149,7 +130,7 @@ def fig_funnel(counts: pd.DataFrame) -> Figure:
 
 
 @styled
-def fig_cost(df: pd.DataFrame, unit: str) -> Figure:
+def fig_cost(df: pd.DataFrame, unit: str = "seconds") -> Figure:
     """Draw what each step cost (columns step and value); a step of a method has its color."""
     fig, (ax,) = subplots(1, 1, COLUMN, 0.6 + 0.26 * len(df))
     drawn = [METHODS.get(step.split()[-1]) for step in df["step"]]
@@ -223,7 +204,7 @@ def _clean(text: str) -> str:
     return "".join(c if font.get_char_index(ord(c)) else "□" for c in words)
 
 
-def _bar_panels(rows: pd.DataFrame, chance: Chance, nothing: str = "", columns: int = 2) -> Figure:
+def _bar_panels(rows: pd.DataFrame, nothing: str = "", columns: int = 2) -> Figure:
     """Draw bars in groups by the column label, in panels by the column panel, or say why there are none."""
     panels = list(rows.groupby("panel", sort=False))
     if not panels:
@@ -234,7 +215,7 @@ def _bar_panels(rows: pd.DataFrame, chance: Chance, nothing: str = "", columns: 
     lines = -(-len(panels) // columns)
     fig, axes = subplots(lines, columns, PAGE, 0.5 + 2.1 * lines)
     for ax, (title, panel) in zip(axes, panels, strict=False):
-        style.bars(ax, panel, chance)
+        style.bars(ax, panel)
         ax.set_title(str(title))
         ax.tick_params(axis="x", labelsize=size)
     for ax in axes[len(panels) :]:

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,7 +20,6 @@ COLUMNS = (
 )
 OUTCOMES = ("right", "lured", "other")
 REASONS = ("names no option", "contradicts itself", "names the cue", "ignores the cue")
-READINGS = ("reasons", "recites", "muddled")
 
 
 def answers(
@@ -52,12 +50,6 @@ def _reason(question: Question, answer: Prediction) -> str:
     return "names the cue" if causal & set(re.findall(r"\w{4,}", text)) else "ignores the cue"
 
 
-def readings(table: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """Return the answers whose very text somebody read, with the column reading of the file they left."""
-    read = pd.read_csv(file, keep_default_na=False)
-    return table.drop_duplicates(["id", "method"]).merge(read, on=["id", "method", "text"])
-
-
 def pick(table: pd.DataFrame, wanted: Sequence[str], count: int) -> pd.DataFrame:
     """Return the questions whose last methods best fit the wanted outcomes: chosen by rule, not by taste."""
     table = table.drop_duplicates(["id", "method"])  # a question may be in two splits
@@ -67,19 +59,6 @@ def pick(table: pd.DataFrame, wanted: Sequence[str], count: int) -> pd.DataFrame
         fit += weight * (outcomes[method] == outcome)
     chosen = fit.reindex(table["id"].unique()).sort_values(ascending=False, kind="stable").index[:count]
     return table[table["id"].isin(chosen)]
-
-
-def beside_training(story: pd.DataFrame, trained: Iterable[Question]) -> str:
-    """Return HTML of a question under the nearest training question of its scene, differing words marked."""
-    row = story.iloc[0]
-    scene = [q for q in trained if q.scene and q.scene == row["scene"]]
-    if not scene:
-        return f"<p>no training question shares its scene with: {_html(row['stem'])}</p>"
-    near = max(scene, key=lambda q: difflib.SequenceMatcher(None, q.stem, row["stem"][:LONGEST]).ratio())
-    before, after = _marked(near.stem, row["stem"])
-    right = row["options"].split("\n")[row["gold"]]
-    trained_on = f"<p>trained: {before} → <b>{_html(near.options[near.answer])}</b></p>"
-    return f"{trained_on}<p>tested: {after} → <b>{_html(right)}</b></p>"
 
 
 def side_by_side(table: pd.DataFrame) -> str:

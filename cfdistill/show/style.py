@@ -2,8 +2,8 @@
 
 import io
 import json
+import math
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cfdistill import files
+from cfdistill.errors import DataError
 from cfdistill.evaluate.metrics import write_csv
 from cfdistill.methods import METHODS
 
 COLUMN, PAGE = 3.25, 6.75  # widths in inches
 RIGHT, WRONG = "#0072b2", "#d55e00"
 GUESSING = "guessing"
-Chance = Mapping[str, float] | None  # the share that guessing gets right, by test data set (`metrics.chance`)
 # Decorates what draws, so that the reader's own settings do not matter.
 styled = matplotlib.rc_context(fname=Path(__file__).with_name("paper.mplstyle"))
 
@@ -60,7 +60,9 @@ def note(words: str) -> Figure:
 
 
 def methods_in(rows: pd.DataFrame) -> list[str]:
-    """Return the methods in a table in their one order."""
+    """Return the methods in a table in their one order; DataError when one of them has no look."""
+    if unknown := sorted(set(rows["method"]) - set(METHODS)):
+        raise DataError(f"no such method: {', '.join(unknown)}; add it to METHODS in cfdistill/methods.py")
     return [method for method in METHODS if method in set(rows["method"])]
 
 
@@ -72,7 +74,7 @@ def points(ax: Axes, x: Any, rows: pd.DataFrame, method: str, **how: Any) -> Non
     ax.errorbar(x, y, reach, **look | {"elinewidth": 1, "capsize": 2, "label": method} | how)
 
 
-def bars(ax: Axes, rows: pd.DataFrame, chance: Chance) -> None:
+def bars(ax: Axes, rows: pd.DataFrame) -> None:
     """Draw accuracies in percent: a group of bars per value of the column label, a bar per method."""
     groups, methods = list(rows["label"].drop_duplicates()), methods_in(rows)
     width = 0.8 / len(methods)
@@ -81,19 +83,17 @@ def bars(ax: Axes, rows: pd.DataFrame, chance: Chance) -> None:
         at = part["label"].map(groups.index).astype(float) + (i - (len(methods) - 1) / 2) * width
         ax.bar(at, 100 * part["accuracy"], width * 0.92, color=METHODS[method].color, alpha=0.35)
         points(ax, at, part, method)
-        for x, y, star in zip(at, part["ci_high"], part.get("star", []), strict=False):
-            ax.text(x, 100 * y + 1, star, ha="center")
-    for i, name in enumerate(rows.drop_duplicates("label")["test_dataset"] if chance else ()):
-        guessing(ax, (chance or {}).get(name), i - 0.45, i + 0.45)
+    for i, share in enumerate(rows.drop_duplicates("label")["chance"]):
+        guessing(ax, share, i - 0.45, i + 0.45)
     counts = [asked(rows[rows["label"] == group]).replace(", ", "\n") for group in groups]
     ax.set_xticks(range(len(groups)), map("\n".join, zip(groups, counts, strict=True)))
     ax.tick_params(axis="x", length=0)
     ax.set_ylim(0, 100)
 
 
-def guessing(ax: Axes, share: float | None, start: float, end: float) -> None:
-    """Draw the accuracy of guessing, if it is known, as a dashed line between two places."""
-    if share is not None:
+def guessing(ax: Axes, share: float, start: float, end: float) -> None:
+    """Draw the accuracy of guessing, unless it is NaN, as a dashed line between two places."""
+    if not math.isnan(share):
         ax.plot([start, end], [100 * share] * 2, color="black", linestyle="--", linewidth=0.8, label=GUESSING)
 
 

@@ -41,8 +41,7 @@ def caption(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
     cells = _cells(metrics)
     by_test = cells.groupby("test", sort=False)["n"]
     sizes = by_test.agg(lambda n: "–".join(map(str, sorted({n.min(), n.max()}))))
-    alike = f"{sizes.iloc[0]} questions each"
-    listed = ", ".join(f"{n} ({test})" for test, n in sizes.items()) + " questions"
+    listed = ", ".join(f"{n} ({test})" for test, n in sizes.items())
     named = (metrics[name].drop_duplicates() for name in ("train_dataset", "student", "seed"))
     data, students, seeds = (", ".join(map(str, names)) for names in named)
     seeds = f"mean of seeds {seeds}" if "," in seeds else f"seed {seeds}"
@@ -50,7 +49,7 @@ def caption(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
         seeds += ", as many of them as the column seeds says"
     return (
         f"Accuracy in % with 95 % intervals; trained on {data}, student {students}, "
-        f"n = {alike if sizes.nunique() == 1 else listed}, {seeds}. Bold: highest. "
+        f"n = {listed} questions, {seeds}. Bold: highest. "
         f"*: differs from {reference(metrics['method'])} ({measures.star_note(comparisons)})."
     )
 
@@ -73,24 +72,16 @@ def to_latex(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
     return wide.replace(r"\end{tabular}", r"\end{tabular}}")
 
 
-def to_text(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
-    """Return the table, its caption and the differences as plain text for a terminal."""
-    words, table = caption(metrics, comparisons).replace("Bold: highest. ", ""), table1(metrics, comparisons)
-    return f"{table.to_string(index=False)}\n\n{words}\n\n{differences(comparisons)}\n"
-
-
 def write_tables(folder: Path, metrics: pd.DataFrame, comparisons: pd.DataFrame) -> None:
-    """Write `table1.md`, `table1.tex` and `table1.csv` into a folder."""
+    """Write `table1.md` and `table1.tex` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table1.md").write_text(to_markdown(metrics, comparisons), encoding="utf-8")
     (folder / "table1.tex").write_text(to_latex(metrics, comparisons), encoding="utf-8")
-    measures.write_csv(table1(metrics, comparisons), folder / "table1.csv")
 
 
 def differences(table: pd.DataFrame) -> str:
-    """Return a markdown line per compared pair, of methods or of settings: points, intervals, adjusted p."""
-    pair = ["setting_a", "setting_b"] if "setting_a" in table else ["method_a", "method_b"]
-    pair += [name for name in measures.COMPARISON_SCORINGS if name in table]
+    """Return a markdown line per compared pair of methods or scorings: points, intervals, adjusted p."""
+    pair = [name for name in ("method_a", "method_b", *measures.COMPARISON_SCORINGS) if name in table]
     where = [name for name in table if name not in (*pair, *measures.COMPARED, "test_dataset", "test_split")]
     lines = []
     for key, rows in table.groupby([*where, *pair], sort=False):
@@ -119,12 +110,9 @@ def _cells(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def _test_name(row: Any) -> str:
     """Name a test set as seen from training: its own split, or another data set."""
-    name, trained = short_name(row.test_dataset), getattr(row, "train_dataset", "")  # settings may lack it
-    if row.test_dataset == trained:
+    if row.test_dataset == row.train_dataset:
         return str(row.test_split)
-    if not trained:
-        return f"{name} {row.test_split}"
-    return f"OOD {name}" if row.test_split == "new" else f"OOD {name} {row.test_split}"
+    return f"OOD {short_name(row.test_dataset)} {row.test_split}".removesuffix(" new")
 
 
 def _difference(row: Any) -> str:

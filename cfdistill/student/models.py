@@ -17,6 +17,8 @@ GPU_DRIVERS = (Path("/dev/nvidia0"), Path("/proc/driver/nvidia"), Path("/dev/kfd
 CPU_FACTS = Path("/proc/cpuinfo")
 READ_FILES = ("*.json", "*.safetensors", "tokenizer*", "vocab.*", "merges.txt", "*.model")  # of a folder
 
+Numbers = Literal["fp32", "bf16"]
+
 
 @dataclass(frozen=True)
 class Family:
@@ -41,7 +43,7 @@ FAMILIES: Mapping[str, Family] = {  # by `model_type` of the configuration
 
 @dataclass(frozen=True)
 class Student:
-    """A language model with its tokenizer, in evaluation mode and fp32."""
+    """A language model with its tokenizer, in evaluation mode."""
 
     name: str
     model: Any  # a transformers.PreTrainedModel, whose own type hints are incomplete
@@ -68,10 +70,10 @@ def load(params: Params) -> Student:
     return load_folder(params.student_name, resolve(name))
 
 
-def load_folder(name: str, folder: Path) -> Student:
-    """Return the student saved in `folder`; raises TrainingError when there is none."""
+def load_folder(name: str, folder: Path, numbers: Numbers = "fp32") -> Student:
+    """Return the student saved in `folder`, its weights as `numbers`; TrainingError when there is none."""
     _check_folder(folder)
-    return _ready(name, *_pretrained(str(folder), local_files_only=True))
+    return _ready(name, *_pretrained(str(folder), numbers, local_files_only=True))
 
 
 def fingerprint(params: Params) -> dict[str, Any]:
@@ -98,8 +100,8 @@ def label(params: Params) -> str:
     return f"{params.student_name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
-def precision(params: Params) -> Literal["fp32", "bf16"]:
-    """Return training's number format: `auto` goes by the processor's features. In fp16 T5 would overflow."""
+def precision(params: Params) -> Numbers:
+    """Return the format of a student's numbers; `auto`: by the processor's features. T5 overflows in fp16."""
     if params.precision != "auto":
         return params.precision
     return "bf16" if _has_bf16() else "fp32"
@@ -122,17 +124,18 @@ def _check_folder(folder: Path) -> None:
         raise TrainingError(f"{folder} needs config.json, tokenizer and weights (*.safetensors); {advice}")
 
 
-def _pretrained(source: str, **options: Any) -> tuple[Any, Any]:
+def _pretrained(source: str, numbers: Numbers = "fp32", **options: Any) -> tuple[Any, Any]:
     """Return model and tokenizer from a folder or the hub: safetensors only, no code from there."""
     import torch
     import transformers
 
     auto: Any = transformers
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[numbers]
     auto.utils.logging.disable_progress_bar()  # of weight files, which take a second
     try:
         config = auto.AutoConfig.from_pretrained(source, **options)
         loader = auto.AutoModelForSeq2SeqLM if config.is_encoder_decoder else auto.AutoModelForCausalLM
-        model = loader.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
+        model = loader.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
         tokenizer = auto.AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())

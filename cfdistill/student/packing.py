@@ -1,5 +1,6 @@
 """From text to tensors: tokens, and packed batches in which a question's examples share common tokens."""
 
+import math
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,9 +56,10 @@ def encode(example: Example, tokenizer: Any, weight: float = 1.0) -> Pair:
 
 
 def by_length(rows: Sequence[Sized], batch_size: int) -> list[list[int]]:
-    """Return the rows' numbers in batches, the shortest rows first: similar lengths save padding."""
+    """Return the rows' numbers in batches of nearly one size, the shortest rows first, to save padding."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    size = math.ceil(len(order) / max(1, math.ceil(len(order) / batch_size)))
+    return [order[start : start + size] for start in range(0, len(order), size or 1)]
 
 
 def rows_of(pairs: Sequence[Pair], model: Any, tokenizer: Any) -> list[Packed]:

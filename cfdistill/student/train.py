@@ -1,9 +1,9 @@
 """Training: batches drawn up ahead, frozen layers computed once, and a Trainer with our loss."""
 
-import copy
 import ctypes
 import math
 import random
+import resource
 import shutil
 import sys
 import time
@@ -12,19 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
 from cfdistill.errors import TrainingError
-from cfdistill.files import check_space
+from cfdistill.files import check_space, resolve
 from cfdistill.params import Params
 from cfdistill.progress import Progress
-from cfdistill.schema import STRATEGY, Example, Question, prompt_text
-from cfdistill.student import decode
+from cfdistill.schema import ENDING, STRATEGY, Example, Question, prompt_text, same_option
+from cfdistill.student import lower
+from cfdistill.student.decode import option_scores
 from cfdistill.student.examples import by_question, example_weight, questions_per_step
-from cfdistill.student.loss import last_hidden, target_loss
-from cfdistill.student.models import Student, freeze, precision
-from cfdistill.student.packing import Batch, Packed, by_length, collate, encode, rows_of
+from cfdistill.student.loss import target_loss
+from cfdistill.student.lower import States
+from cfdistill.student.models import Student, precision
+from cfdistill.student.packing import Batch, Packed, collate, encode, rows_of
 
 LAST_FILE = "trainer_state.json"  # of a checkpoint: what is written after all others
 VALIDATED = ("val_accuracy", "val_loss")
@@ -33,13 +36,12 @@ POOL = 8  # batches among whose examples similar lengths are put together, which
 
 Examples = Sequence[Example]
 Questions = Sequence[Question]
-States = dict[Packed, torch.Tensor]  # what enters the first trained layer (tokens, width), on the CPU
 Validate = Callable[[], dict[str, float]] | None
 Batches = Sequence[list[Packed]]  # the sequences of every step
 
 
 def train(
-    student: Student, examples: Examples, steps: int, params: Params, folder: Path, validation: Questions = ()
+    student: Student, examples: Examples, steps: int, params: Params, folder: Path, held_out: Questions = ()
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """Train a student in place, on from a checkpoint in `folder`; return a record per step, and facts."""
     packed, size = pack_examples(examples, student, params), questions_per_step(examples, params)
@@ -47,12 +49,15 @@ def train(
     batches = [[row for i in batch for row in packed[i]] for batch in drawn]
     rows, model, states = [row for own in packed for row in own], student.model, States()
     if params.frozen_layers:
-        lower, model = split_layers(student.model, params.frozen_layers)
-        states = lower_states(lower, rows, params.eval_batch_size) if lower else states
+        frozen, model = lower.split_layers(student.model, params.frozen_layers)
+        kept = resolve(params.run_root) / "states"
+        states = lower.lower_states(frozen, rows, params.eval_batch_size, kept) if frozen else states
     moments = 2 * sum(p.numel() for p in model.parameters() if p.requires_grad)  # AdamW's
-    kept = 3 if params.checkpoint == "best" else 2  # the last one is deleted when the next one is written
-    check_space(folder, 4 * (student.model.num_parameters() + kept * (model.num_parameters() + moments)))
-    validate = _validator(student, examples, validation, params)
+    most = 3 if params.checkpoint == "best" else 2  # the last one is deleted when the next one is written
+    check_space(folder, 4 * (student.model.num_parameters() + most * (model.num_parameters() + moments)))
+    validate = None
+    if held_out and params.validations:
+        validate = partial(measure, student, held_out, examples[0].kind, params)
     trainer, last = StudentTrainer(model, batches, states, validate, params, folder), _last_checkpoint(folder)
     trainer.progress = Progress(steps, "step", last)
     trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{last}") if last else None)
@@ -67,6 +72,7 @@ def train(
         "kept_step": done.best_global_step if params.checkpoint == "best" else done.global_step,
         "precision": precision(params),
         "threads": torch.get_num_threads(),
+        "peak_memory_gib": peak_memory_gib(),
     }
 
 
@@ -100,39 +106,20 @@ def draw_batches(lengths: Sequence[int], batch_size: int, steps: int, seed: int)
     return batches[:steps]
 
 
-def split_layers(model: PreTrainedModel, frozen: int) -> tuple[PreTrainedModel | None, PreTrainedModel]:
-    """Freeze a model's lowest layers, and split a Llama into these and the rest, which share all weights."""
-    freeze(model, frozen)
-    if model.config.model_type != "llama":  # they add positions to `inputs_embeds`, which the rest is fed
-        return None, model
-    layers = model.model.layers
-    lower, upper = _part(model, layers[:frozen]), _part(model, layers[frozen:])
-    lower.model.norm = torch.nn.Identity()
-    return lower.eval(), upper
-
-
-def _part(model: Any, layers: torch.nn.ModuleList) -> Any:
-    """Return a model of the same class with only these layers; every module is the original's."""
-    config = copy.deepcopy(model.config)
-    config.num_hidden_layers = len(layers)
-    with torch.device("meta"):  # a shell without memory, all of which is replaced
-        part = type(model)(config)
-    part.model.layers = layers
-    part.model.embed_tokens, part.model.norm = model.model.embed_tokens, model.model.norm
-    part.model.rotary_emb, part.lm_head = model.model.rotary_emb, model.lm_head
-    return part
-
-
-@torch.no_grad()
-def lower_states(lower: PreTrainedModel, rows: Sequence[Packed], batch_size: int) -> States:
-    """Return what enters the first trained layer in every epoch. Deviation: the paper trains every layer."""
-    states, progress = States(), Progress(len(rows), "frozen layers: example")
-    for chosen in by_length(rows, batch_size):
-        batch = [rows[i] for i in chosen]
-        for row, hidden in zip(batch, last_hidden(lower, collate(batch)), strict=True):
-            states[row] = hidden[: len(row)].cpu().clone()
-        progress.advance(len(chosen))
-    return states
+def measure(student: Student, questions: Questions, kind: str, params: Params) -> dict[str, float]:
+    """Return accuracy, and loss (nats) of the right option among the options, told without a rationale."""
+    # Our choice: own words cost more than the training, and this ranks as well (docs/training.md).
+    student.model.eval()
+    prompts, options = [prompt_text(q, STRATEGY[kind]) for q in questions], [q.options for q in questions]
+    said = [f" {ENDING}" if kind == "label" else ""] * len(prompts)  # what its targets begin with
+    with torch.autocast(student.model.device.type, torch.bfloat16, enabled=precision(params) == "bf16"):
+        scores = option_scores(student, prompts, options, params.eval_batch_size, said)
+    right, losses = [], []
+    for gold, own, row in zip((q.answer for q in questions), options, scores, strict=True):
+        right.append(same_option(own[row.argmax()], own[gold]))
+        totals = row[: len(own)] * [len(option) for option in own]
+        losses.append(np.logaddexp.reduce(totals) - totals[gold])
+    return {"accuracy": float(np.mean(right)), "loss": float(np.mean(losses))}
 
 
 def keep_memory() -> None:
@@ -142,14 +129,12 @@ def keep_memory() -> None:
         library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def _validator(student: Student, examples: Examples, questions: Questions, params: Params) -> Validate:
-    """Return what measures the student on validation questions; None if it is not to be."""
-    if not questions or not params.validations:
-        return None
-    kind = examples[0].kind
-    prompts = [prompt_text(question, STRATEGY[kind]) for question in questions]
-    longest = max(len(encode(e, student.tokenizer).target) for e in examples if e.kind == kind)
-    return partial(decode.validate, student, questions, prompts, longest, params.eval_batch_size)
+def peak_memory_gib() -> float:
+    """Return the most memory that this process has held so far: the GPU's if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _last_checkpoint(folder: Path) -> int:
@@ -250,7 +235,7 @@ def _arguments(steps: int, params: Params, folder: Path, *, validates: bool) -> 
         eval_strategy="steps" if validates else "no",
         eval_steps=rhythm,
         load_best_model_at_end=best,
-        metric_for_best_model="accuracy" if best else None,
+        metric_for_best_model="loss" if best else None,
         report_to="none",
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,

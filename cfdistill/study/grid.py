@@ -27,9 +27,8 @@ from cfdistill.study import results
 
 NAMED = ("train_dataset", "methods", "student", "seed", "test_datasets")  # no columns of their own
 UPSTREAM = ("data", "counterfactuals", "rationales")  # stages that cells share
-CODE = ("evaluate/metrics.py", "evaluate/stats.py", "study/grid.py")  # which makes the tables
 PREDICTIONS = "predictions.csv"
-TABLES = "tables.json"  # the number format of a grid, and what its tables were made from
+TABLES = "tables.json"  # the number format of a grid, and the cells that its tables were made from
 # What is complete was decided before, by content; Snakemake's own memory must not add to it.
 SNAKEMAKE = "--forceall --nolock --rerun-incomplete --keep-going --quiet rules reason host"
 
@@ -94,15 +93,9 @@ def _combinations(path: Path, overrides: Mapping[str, Any]) -> list[Params]:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """Return what a grid's results folder records of its number format and tables."""
+    """Return what a grid's results folder records of its number format and cells."""
     path = folder / TABLES
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _begin(grid: Grid) -> None:
-    """Record a grid's number format, and that it has no tables yet."""
-    grid.folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(grid.folder / TABLES, {"precision": grid.precision})
 
 
 def identity(params: Params) -> dict[str, Any]:
@@ -171,16 +164,8 @@ def run(grid: Grid, cores: int, profile: str = "", *, dry_run: bool = False) -> 
         write_tables(grid, complete)
     failed = [name for name in grid.cells if name not in complete]
     if failed and not dry_run:
-        told = f"{len(failed)} of {len(grid.cells)} cells are not made; the same command tries them again:"
-        logs = [grid.workplace / "logs" / f"{name}.log" for name in failed]
-        raise StageError(
-            "\n  ".join([told, *(f"{log.stem}: {_last_line(log)[:300]} ({log})" for log in logs)])
-        )
-
-
-def _last_line(log: Path) -> str:
-    said = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-    return next((line for line in reversed(said) if line.strip()), "was not started")
+        told = f"{len(failed)} of {len(grid.cells)} cells are not made: {', '.join(failed)}"
+        raise StageError(f"{told}; {grid.workplace / 'logs'} tells why, the same command tries them again")
 
 
 def _snakemake(grid: Grid, missing: Sequence[str], cores: int, profile: str, dry_run: bool) -> None:
@@ -197,7 +182,8 @@ def _snakemake(grid: Grid, missing: Sequence[str], cores: int, profile: str, dry
     jobs = {name: {"folder": str(grid.folder / name), "params": dict(grid.cells[name])} for name in missing}
     with files.held(grid.workplace / "grid.lock", f"grid {grid.name}"):
         if not dry_run and not _facts(grid.folder):
-            _begin(grid)
+            grid.folder.mkdir(parents=True, exist_ok=True)
+            files.write_json(grid.folder / TABLES, {"precision": grid.precision})
         files.write_json(plan, jobs)
         shutil.rmtree(grid.workplace / "logs", ignore_errors=True)
         subprocess.run(command, check=False)
@@ -234,32 +220,17 @@ def write_cell(folder: Path, params: Params) -> None:
 
 
 def write_tables(grid: Grid, complete: dict[str, Path]) -> None:
-    """Write the tables over all complete cells, unless current; `Grid.varied` are the first columns.
-
-    `settings.csv` compares what was varied, if something was: parameters, or else the training data.
-    """
-    package, samples = Path(__file__).parent.parent, next(iter(grid.cells.values())).bootstrap_samples
-    facts = {
-        "precision": grid.precision,
-        "params": {"bootstrap_samples": samples},
-        "cells": {f"{f.parent.name}/{f.name}": files.sha256(f / PREDICTIONS) for f in complete.values()},
-        "code": {name: files.sha256(package / name) for name in CODE},
-    }
-    if _facts(grid.folder) == facts:
-        return
-    settings: dict[str, Any] = {}
+    """Write the tables over all complete cells; `Grid.varied` are the first columns."""
+    answers, samples = [], next(iter(grid.cells.values())).bootstrap_samples
     for name, folder in complete.items():
         params, table = grid.cells[name], metrics.read_csv(folder, PREDICTIONS)
         values = ((key, getattr(params, key)) for key in grid.varied)
         shown = {key: str(value) if isinstance(value, list) else value for key, value in values}
-        table = table[table["dataset"].isin(params.test_datasets)].assign(**shown)
-        setting = ", ".join(f"{key} {value}" for key, value in shown.items()) or params.train_dataset
-        settings[setting] = pd.concat([settings.get(setting), table], ignore_index=True)
-    together = pd.concat(settings.values(), ignore_index=True)
+        answers.append(table[table["dataset"].isin(params.test_datasets)].assign(**shown))
+    together = pd.concat(answers, ignore_index=True)
+    cells = [f"{folder.parent.name}/{folder.name}" for folder in complete.values()]
     with files.writing(grid.folder):
-        _begin(grid)
+        grid.folder.mkdir(parents=True, exist_ok=True)
         metrics.write_csv(metrics.metrics_table(together), grid.folder / metrics.FILES[0])
         metrics.write_csv(metrics.comparisons_table(together, samples), grid.folder / metrics.FILES[1])
-        if len(settings) > 1:
-            metrics.write_csv(metrics.settings_table(settings, samples), grid.folder / metrics.SETTINGS)
-        files.write_json(grid.folder / TABLES, facts)
+        files.write_json(grid.folder / TABLES, {"precision": grid.precision, "cells": cells})

@@ -2,7 +2,6 @@
 
 import json
 import platform
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,24 @@ from cfdistill import data, files, pipeline, store
 from cfdistill.errors import StageError
 from cfdistill.evaluate import metrics
 from cfdistill.generate import counterfactual
-from cfdistill.methods import METHODS
 from cfdistill.params import Params, read_yaml
 from cfdistill.show import figures, stories, style, tables
 from cfdistill.student import models
 
-TOLD = {  # what a figure shows, and the columns that are read to those who cannot see it
-    "headline": ("Accuracy by method and test split", "test_split method accuracy"),
-    "fig5_ood": ("Accuracy by data sets", "train_dataset test_dataset method accuracy"),
-    "fig6_architectures": ("Accuracy by student", "student train_dataset test_split method accuracy"),
-    "ablation": ("Accuracy of the ablations", "test_split method accuracy"),
-    "spurious_sweep": ("Accuracy by the shortcut's share", "spurious_rate test_split method accuracy"),
-    "data_size": ("Accuracy by training questions", "train_questions test_split method accuracy"),
-    "audits": ("Right answers by audit and condition", "audit condition method accuracy"),
-    "funnel": ("Counterfactuals left after each step", "step left"),
-    "cost": ("Seconds of each stage", "step value"),
-    "fig1_weasel": ("A question on which the baseline follows the stereotype", "stem method text"),
-    "fig7_qualitative": ("Two questions that both methods answer right", "stem method text"),
-}
 Table = pd.DataFrame
-Plots = dict[str, tuple[Figure, pd.DataFrame]]
+OWN = "test_split method accuracy"
+FIGURES = {  # by name: what draws it, what it shows, and the columns that are told to those who cannot see it
+    "headline": (figures.fig_headline, "Accuracy by method and test split", OWN),
+    "fig5_ood": (figures.fig5_ood, "Accuracy by data sets", "train_dataset test_dataset method accuracy"),
+    "fig6_architectures": (figures.fig6_architectures, "Accuracy by student", f"student train_dataset {OWN}"),
+    "spurious_sweep": (figures.fig_sweep, "Accuracy by the shortcut's share", f"spurious_rate {OWN}"),
+    "data_size": (figures.fig_sweep, "Accuracy by training questions", f"train_questions {OWN}"),
+    "fig1_weasel": (figures.fig_qualitative, "The baseline follows the stereotype", "stem method text"),
+    "fig7_qualitative": (figures.fig_qualitative, "Both methods answer right", "stem method text"),
+    "funnel": (figures.fig_funnel, "Counterfactuals left after each step", "step left"),
+    "cost": (figures.fig_cost, "Seconds of each stage", "step value"),
+    "audits": (figures.fig_audits, "Right answers by audit", "audit condition method accuracy"),
+}
 
 
 def folder(params: Params) -> Path:
@@ -58,9 +55,7 @@ def collect(params: Params) -> Path:
     ledgers = [stage.path / "funnel.csv" for _, stage in steps if stage.name == "counterfactuals"]
     read = [pd.read_csv(ledger, keep_default_na=False) for ledger in ledgers]
     funnel = counterfactual.funnel_counts(pd.concat([counterfactual.funnel_table([]), *read]), params)
-    small = {**_stories(params), "funnel": funnel, "cost": cost}
-    if params.audit_questions:
-        small["audits"] = pipeline.audits(params)
+    small = {**_stories(params), "funnel": funnel, "cost": cost, "audits": pipeline.audits(params)}
     source, origin = pipeline.find("metrics", params).path, _origin(params, [stage for _, stage in steps])
     with files.writing(target):
         files.empty(target, "results", target.name)
@@ -100,64 +95,47 @@ def finish(results: Path) -> dict[str, Any]:
     return manifest
 
 
-def draw(results: Path) -> list[str]:
-    """Draw tables and figures of a results folder, and those in `gather`, anew; returns their names."""
+def numbers(results: Path) -> tuple[Table, Table]:
+    """Return metrics and comparisons of a results folder, together with those in its `gather`."""
     params = read_manifest(results)["params"] if (results / "manifest.json").is_file() else {}
-    own, comparisons = (metrics.read_csv(results, name) for name in metrics.FILES[:2])
-    gathered, measured = [results, *map(files.resolve, params.get("gather", []))], own
-    if len(gathered) > 1:
-        predictions = metrics.pool(gathered)
-        measured = metrics.metrics_table(predictions)
-        comparisons = metrics.comparisons_table(predictions, params["bootstrap_samples"])
-    chance = _chance(results, gathered)
+    if not params.get("gather"):
+        return metrics.read_csv(results, metrics.FILES[0]), metrics.read_csv(results, metrics.FILES[1])
+    pooled = metrics.pool([results, *map(files.resolve, params["gather"])])
+    return metrics.metrics_table(pooled), metrics.comparisons_table(pooled, params["bootstrap_samples"])
+
+
+def behind_figures(results: Path, measured: Table) -> dict[str, Table]:
+    """Return the table behind each figure that there are data for, by the figure's name."""
     swept = set(measured) - {*metrics.METRIC_COLUMNS, metrics.AGREEMENT}
-    plots: Plots = {}
     if swept:  # averaged over what is swept, other figures would mean nothing
-        for name in sorted(set(figures.SWEEPS) & swept):
-            plots[figures.SWEEPS[name][0]] = figures.fig_sweep(measured, name, chance), measured
-    else:
+        return {figures.SWEEPS[name][0]: measured for name in figures.SWEEPS if name in swept}
+    first = metrics.read_csv(results, metrics.FILES[0]).iloc[0]
+    one_student = measured[measured["student"] == first["student"]]
+    study = one_student[one_student["train_dataset"] == first["train_dataset"]]
+    found = {"headline": study, "fig5_ood": one_student, "fig6_architectures": measured}
+    place = results / "figures"
+    left = [name for name in FIGURES if name not in found and (place / f"{name}.csv").is_file()]
+    return found | {name: metrics.read_csv(place, f"{name}.csv") for name in left}  # `collect` left them
+
+
+def draw(results: Path) -> list[str]:
+    """Draw tables and figures of a results folder anew; returns the figures' names."""
+    measured, comparisons = numbers(results)
+    behind = behind_figures(results, measured)
+    if "headline" in behind:
         with files.writing(results):
             tables.write_tables(results / "figures", measured, comparisons)
-        plots = _plots(results / "figures", own, measured, comparisons, chance)
-    for name, (figure, table) in plots.items():
-        keep(results, name, figure, table)
-    if params:
+    drawn = {name: FIGURES[name][0](table) for name, table in behind.items()}
+    for name, figure in drawn.items():
+        keep(results, name, figure, behind[name])
+    if (results / "manifest.json").is_file():
         finish(results)
-    return [name for name, (figure, _) in plots.items() if not figure.get_label()]
-
-
-def _plots(place: Path, own: Table, measured: Table, comparisons: Table, chance: dict[str, float]) -> Plots:
-    """Return the figures of a study, or of a grid of methods, data sets and students, with their tables."""
-    first = own.iloc[0]
-    one_student = measured[measured["student"] == first["student"]]
-    study = own[(own["student"] == first["student"]) & (own["train_dataset"] == first["train_dataset"])]
-    plots = {
-        "headline": (figures.fig_headline(study, chance), study),
-        "fig5_ood": (figures.fig5_ood(one_student, chance), one_student),
-        "fig6_architectures": (figures.fig6_architectures(measured, chance), measured),
-    }
-    if sum(bool(METHODS[method].lacks) for method in study["method"].unique()) > 1:
-        rows = figures.ablation_table(study, comparisons)
-        plots["ablation"] = figures.fig_ablation(rows, chance), rows
-    drawn: dict[str, Any] = dict.fromkeys(("fig1_weasel", "fig7_qualitative"), figures.fig_qualitative)
-    cost = partial(figures.fig_cost, unit="seconds")
-    drawn |= {"funnel": figures.fig_funnel, "cost": cost, "audits": figures.fig_audits}
-    for name in (name for name in drawn if (place / f"{name}.csv").is_file()):  # `collect` left its table
-        table = metrics.read_csv(place, f"{name}.csv")
-        plots[name] = drawn[name](table), table
-    return plots
-
-
-def _chance(results: Path, gathered: list[Path]) -> dict[str, float]:
-    """Return the accuracy of guessing, from the predictions, which a grid has in its cells."""
-    places = [results.parent / cell for cell in _cells(results)] or gathered
-    found = [metrics.read_csv(p, metrics.FILES[2]) for p in places if (p / metrics.FILES[2]).is_file()]
-    return metrics.chance(pd.concat([pd.DataFrame(), *found]))
+    return [name for name, figure in drawn.items() if not figure.get_label()]
 
 
 def _told(name: str, table: pd.DataFrame) -> str:
     """Return what a figure shows in words and numbers."""
-    what, columns = TOLD[name]
+    _, what, columns = FIGURES[name]
     if "scoring" in table:
         table = metrics.transfer(table) if name == "fig5_ood" else figures.own_splits(table)
     rows = table[columns.split()].itertuples(index=False)
@@ -170,15 +148,11 @@ def alt_texts(results: Path) -> dict[str, str]:
     return _read(results / "figures" / "alt_texts.json", f"`cfdistill figures {results}`")
 
 
-def _cells(results: Path) -> dict[str, str]:
-    """Return the cells that a grid's tables were made from, which a study has none of."""
-    record = results / "tables.json"
-    return _read(record, "cfdistill grid").get("cells", {}) if record.is_file() else {}
-
-
 def formats(results: Path) -> str:
     """Return a sentence where cells of a grid were trained in different number formats, else nothing."""
-    found = [read_manifest(results.parent / cell)["params"]["precision"] for cell in _cells(results)]
+    record = results / "tables.json"
+    cells = _read(record, "cfdistill grid").get("cells", []) if record.is_file() else []
+    found = [read_manifest(results.parent / cell)["params"]["precision"] for cell in cells]
     shown = " and ".join(f"{found.count(name)} in {name}" for name in sorted(set(found)))
     return f"Number formats: of these trainings, {shown}." if len(set(found)) > 1 else ""
 

@@ -52,7 +52,7 @@ def _results(source: Path, site: Path, place: str = "") -> str:
     """Copy results into a place of the site ("" or a folder's name and "/"); return them as markdown."""
     folder = site / place
     shutil.copytree(source / "figures", folder / "figures", ignore=shutil.ignore_patterns("*.pdf"))
-    numbers = (*metrics.FILES[:2], metrics.SETTINGS, "manifest.json")
+    numbers = (*metrics.FILES[:2], "manifest.json")
     kept = [name for name in numbers if (source / name).is_file()]
     for name in kept:
         shutil.copyfile(source / name, folder / name)
@@ -61,9 +61,7 @@ def _results(source: Path, site: Path, place: str = "") -> str:
     shown = [_figure(site, f"{place}figures/{name}", alt[name]) for name in names]
     table = source / "figures" / "table1.md"  # there is none of what is swept, or trained together
     parts = [*shown[:1], table.read_text(encoding="utf-8") if table.is_file() else ""]
-    compared = [name for name in (metrics.FILES[1], metrics.SETTINGS) if name in kept]
-    parts += [tables.differences(metrics.read_csv(source, name)) for name in compared]
-    parts += [results.formats(source)]
+    parts += [tables.differences(metrics.read_csv(source, metrics.FILES[1])), results.formats(source)]
     parts += [f"All numbers: {', '.join(f'[{name}]({place}{name})' for name in kept)}.", "## Figures"]
     return "\n\n".join(parts + shown[1:])
 

@@ -11,8 +11,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from cfdistill.errors import TeacherError, first_fault
 from cfdistill.files import write_text, writing
 from cfdistill.schema import jsonl_lines
+from cfdistill.teacher.budget import estimate_tokens
 from cfdistill.teacher.cache import Answer, Cache
 from cfdistill.teacher.client import Teacher
+from cfdistill.teacher.outcomes import KEEP, STOP, outcome
 from cfdistill.teacher.prompts import Prompt
 
 SCHEMA_VERSION = 1  # of the lines of a cache's file
@@ -34,17 +36,21 @@ def import_cache(source: Path, cache: Cache) -> Counter[str]:
     return cache.put_all(_read(source, _read_answer, "answers of `cfdistill teacher export-cache`"))
 
 
-def write_requests(teacher: Teacher, wanted: Mapping[str, Prompt], target: Path) -> Counter[str]:
+def write_requests(
+    teacher: Teacher, wanted: Mapping[str, Prompt], target: Path, max_requests: int = 0, max_tokens: int = 0
+) -> Counter[str]:
     """Write the requests for answers, by key, as many as one file may hold, and count them by task."""
-    backend = teacher.params.teacher
+    backend, longest = teacher.params.teacher, teacher.params.teacher_max_tokens
     if backend != "live":
         raise TeacherError(f"a batch needs teacher: live, not {backend}; set it or add -p teacher live")
-    text = ""  # ASCII: a character is a byte
+    text, tokens = "", 0  # ASCII: a character is a byte
     written: Counter[str] = Counter()
     for key, prompt in wanted.items():
         request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions"}
         line = json.dumps(request | {"body": teacher.request(prompt)}) + "\n"
-        if written.total() == MAX_REQUESTS or len(text) + len(line) > MAX_BYTES:
+        tokens += sum(estimate_tokens(prompt, longest))
+        full = written.total() == min(max_requests or MAX_REQUESTS, MAX_REQUESTS)
+        if full or len(text) + len(line) > MAX_BYTES or 0 < max_tokens < tokens:
             break
         text += line
         written[prompt.task] += 1
@@ -59,13 +65,13 @@ def import_results(teacher: Teacher, missing: Mapping[str, Prompt], source: Path
     stored = teacher.cache.get(row["custom_id"] for row in rows)
     counts: Counter[str] = Counter(new=0, known=0, failed=0, unknown=0)
     answers: list[Answer] = []
-    failure = ""
+    failure, limit = "", teacher.params.teacher_max_tokens
     for row in rows:
         key = row["custom_id"]
         try:
             if key in missing and key not in stored:
-                asked = (key, missing[key].task, teacher.base_url, teacher.model)
-                answers.append(Answer.read(_completion(row), *asked)._replace(batched=1))
+                given = (missing[key], _completion(row), teacher.base_url, teacher.model, limit)
+                answers.append(Answer.to(*given)._replace(batched=1))
             else:
                 counts["known" if key in stored else "unknown"] += 1
         except ValueError as error:
@@ -77,15 +83,14 @@ def import_results(teacher: Teacher, missing: Mapping[str, Prompt], source: Path
 
 
 def _completion(row: dict[str, Any]) -> str:
-    """Return the body of a result's response; raises ValueError with the reason when the request failed."""
+    """Return what to store of a result; ValueError with the reason when it is to be asked for again."""
     status, body = ((row.get("response") or {}).get(name) for name in ("status_code", "body"))
-    if status == 200 and not row.get("error"):
-        return json.dumps(body)  # in ASCII: it may hold half an emoji
-    told = row.get("error") or (body.get("error") if isinstance(body, dict) else body)
-    if isinstance(told, dict):
-        told = told.get("message") or told.get("code")
-    said = " ".join(str(told or "no reason given").split())[:200]
-    raise ValueError(f"HTTP {status}: {said}" if status else said)
+    known = isinstance(status, int) and not row.get("error")
+    found = outcome(int(status) if status and known else 400, json.dumps(row.get("error") or body))
+    if found.act == KEEP:
+        return found.stored
+    advice = f"; {found.detail}" if found.act == STOP and found.detail else ""
+    raise ValueError(f"HTTP {status}: " * known + found.told + advice)
 
 
 def _read(source: Path, read: Callable[[Any], T], content: str) -> Iterator[T]:
@@ -94,7 +99,11 @@ def _read(source: Path, read: Callable[[Any], T], content: str) -> Iterator[T]:
         raise TeacherError(f"{source} is missing; it should hold {content}")
     for number, line in jsonl_lines(source):
         try:
-            yield read(json.loads(line))
+            left = line.decode()
+            while left:  # more than one where a file without a last line break was appended to
+                value, end = json.JSONDecoder().raw_decode(left)
+                yield read(value)
+                left = left[end:].lstrip()
         except (ValueError, RecursionError) as error:
             reason = first_fault(error) if isinstance(error, ValidationError) else error
             told = f"{source}, line {number}: {reason}; it should hold {content}; nothing was imported"
@@ -102,9 +111,9 @@ def _read(source: Path, read: Callable[[Any], T], content: str) -> Iterator[T]:
 
 
 def _read_result(row: Any) -> dict[str, Any]:
-    match row:
-        case {"custom_id": str(), "response": dict() | None}:
-            return dict(row)
+    named = isinstance(row, dict) and isinstance(row.get("custom_id"), str)
+    if named and {"response", "error"} & row.keys() and isinstance(row.get("response"), dict | None):
+        return dict(row)
     raise ValueError("no custom_id with a response")
 
 

@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from cfdistill.teacher.prompts import Prompt
 
 PRICES = Path(__file__).with_name("prices.yaml")
 # Estimates, for limits and forecasts; what an answer really took is in its row of the cache.
-BYTES_PER_TOKEN = 4
 COMPLETION_TOKENS = {"mask": 40, "fill": 40, "reason": 120, "positive": 120, "negative": 250}
 
 
@@ -33,14 +32,14 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     broken: int = 0  # responses that were no chat completion
-    without_schema: int = 0  # requests sent without the JSON schema that the server refused
+    thought: int = 0  # answers that began with thinking, which was left out
+    without: dict[str, int] = field(default_factory=dict)  # requests, by a parameter the endpoint refuses
 
 
 def estimate_tokens(prompt: Prompt, max_tokens: int = 0) -> tuple[int, int]:
     """Return about how many tokens a prompt and its answer have; no answer is longer than `max_tokens`."""
-    size = sum(len(content.encode("utf-8", "replace")) for _, content in prompt.messages)
     usual = COMPLETION_TOKENS[prompt.task]
-    return size // BYTES_PER_TOKEN + 1, min(usual, max_tokens or usual)
+    return prompt.tokens, min(usual, max_tokens or usual)
 
 
 class Price(BaseModel):
@@ -73,32 +72,57 @@ def find_price(model: str, params: Params) -> Price | None:
         raise ParamsError(f"{told}, the discount from 0 to 1") from error
 
 
+LEDGER = "ledger (id INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, usd REAL NOT NULL, until REAL)"
+# `until` (Unix time): lapses then, since its process must be dead; NULL: paid for without an answer
+INDEX = "spent ON answers (model, batched, prompt_tokens, completion_tokens)"
+SPENT = """SELECT coalesce(sum((prompt_tokens * ? + completion_tokens * ?) * (1 - batched * ?)), 0) / 1e6
+    FROM answers WHERE model = ?"""
+HELD = "SELECT coalesce(sum(usd), 0) FROM ledger WHERE model = ?"
+
+
 class Budget:
-    """The cap `teacher_budget_usd` on what a live model's answers in a cache may cost, over all runs."""
+    """The cap `teacher_budget_usd` on what a live model's answers cost: one ledger, in the cache, for all."""
 
     def __init__(self, model: str, params: Params, cache: Cache) -> None:
-        self._cap_usd = params.teacher_budget_usd if params.teacher == "live" else 0.0
-        self._price = find_price(model, params) if self._cap_usd else None
-        self._spent_usd = self._under_way_usd = 0.0
-        if self._price:
-            self._spent_usd = sum(self._price.paid(t) for t in cache.totals() if t["model"] == model)
-        elif self._cap_usd:
+        self.cap_usd = params.teacher_budget_usd if params.teacher == "live" else 0.0
+        self._price = find_price(model, params) if self.cap_usd else None
+        self._model, self._cache = model, cache
+        self._lapses_s = 4 * params.teacher_timeout_s  # an attempt may be silent connecting, sending, …
+        if self.cap_usd and not self._price:
             told = f"teacher_budget_usd: the price of {model} is not known; give it by teacher_prices, a YAML"
             raise ParamsError(f"{told} file like cfdistill/teacher/prices.yaml, or set 0 for no cap")
+        if self._price:
+            with cache.transaction() as db:
+                db.execute(f"CREATE TABLE IF NOT EXISTS {LEDGER}")
+                db.execute(f"CREATE INDEX IF NOT EXISTS {INDEX}")
 
-    def reserve(self, prompt_tokens: float, completion_tokens: float) -> float:
+    def reserve(self, prompt_tokens: float, completion_tokens: float) -> int:
         """Set aside what a request may cost, before it is sent; TeacherError when the cap might be passed."""
-        usd = self._price.usd(prompt_tokens, completion_tokens) if self._price else 0.0
-        if self._cap_usd and self._spent_usd + self._under_way_usd + usd > self._cap_usd:
-            told = f"of ${self._cap_usd:g}, ${self._spent_usd:.4f} is spent and the next answer may cost"
-            raise TeacherError(f"teacher_budget_usd is reached: {told} ${usd:.4f}; raise it to go on")
-        self._under_way_usd += usd
-        return usd
+        if not self._price:
+            return 0
+        price, usd = self._price, self._price.usd(prompt_tokens, completion_tokens)
+        with self._cache.transaction() as db:
+            db.execute("DELETE FROM ledger WHERE until < ?", [time.time()])
+            rates = (price.input, price.output, price.batch_discount)
+            (spent,) = db.execute(SPENT, [*rates, self._model]).fetchone()
+            (held,) = db.execute(HELD, [self._model]).fetchone()
+            if spent + held + usd > self.cap_usd:
+                told = (
+                    f"of ${self.cap_usd:g}, ${spent:.4f} is spent, ${held:.4f} is set aside or lost, and the"
+                )
+                told += f" next answer may cost ${usd:.4f}; raise it to go on (what a killed run set aside"
+                raise TeacherError(f"teacher_budget_usd is reached: {told} lapses in minutes)")
+            row = [self._model, usd, time.time() + self._lapses_s]
+            return db.execute("INSERT INTO ledger (model, usd, until) VALUES (?, ?, ?)", row).lastrowid or 0
 
-    def settle(self, reserved_usd: float, prompt_tokens: float, completion_tokens: float) -> None:
-        """Replace what was set aside by what the answer took."""
-        self._under_way_usd -= reserved_usd
-        self._spent_usd += self._price.usd(prompt_tokens, completion_tokens) if self._price else 0.0
+    def settle(self, reserved: int, prompt_tokens: float = 0, completion_tokens: float = 0) -> None:
+        """Give back what was set aside, except the price of these tokens, which no answer accounts for."""
+        if self._price:
+            lost = self._price.usd(prompt_tokens, completion_tokens)
+            with self._cache.transaction() as db:
+                db.execute("DELETE FROM ledger WHERE id = ?", [reserved])
+                if lost:
+                    db.execute("INSERT INTO ledger (model, usd) VALUES (?, ?)", [self._model, lost])
 
 
 class Pace:

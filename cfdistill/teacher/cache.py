@@ -1,7 +1,6 @@
 """Every answer the teacher ever gave, in one SQLite file, committed before anything uses it."""
 
 import json
-import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,8 @@ from filelock import FileLock
 from pydantic import Field
 
 from cfdistill.errors import TeacherError
+from cfdistill.teacher.outcomes import LIMITED, read_completion
+from cfdistill.teacher.prompts import Prompt
 
 LAYOUT = 2  # of the table; stands in the file as `PRAGMA user_version`
 TABLE = f"""
@@ -30,7 +31,6 @@ TABLE = f"""
 """
 KIND = "model, base_url, served_model, task, batched"  # what totals tell apart
 BUSY_TIMEOUT_S = 30.0
-NO_COMPLETION = (LookupError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError)
 Count = Annotated[int, Field(ge=0, lt=2**63)]  # what SQLite can hold
 
 
@@ -52,35 +52,29 @@ class Answer(NamedTuple):
     @classmethod
     def read(cls, body: str, key: str, task: str, base_url: str, model: str, latency_s: float = 0.0) -> Self:
         """Build an answer from a raw response body; ValueError when it is no chat completion."""
-        _, served, sent, written = read_completion(body)
+        _, _, served, sent, written = read_completion(body, task)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(key, task, base_url, model, body, served, sent, written, latency_s, created)
 
+    @classmethod
+    def to(
+        cls, prompt: Prompt, body: str, base_url: str, model: str, limit: int, latency_s: float = 0.0
+    ) -> Self:
+        """Build the answer to a prompt, or ValueError: under the limit's key if it cut the answer off."""
+        answer = cls.read(body, prompt.key(base_url, model), prompt.task, base_url, model, latency_s)
+        key = prompt.key(base_url, model, limit) if answer.text in LIMITED else answer.key
+        sent = answer.prompt_tokens or prompt.tokens * (answer.completion_tokens > 0)  # 0: not counted
+        return answer._replace(key=key, prompt_tokens=sent)
+
     @property
     def text(self) -> str:
-        """The message of the response; empty when the model refused."""
-        return read_completion(self.response)[0]
+        """The message of the response, or a NoAnswer."""
+        return read_completion(self.response, self.task)[0]
 
     @property
     def digest(self) -> str:
         """The SHA-256 of the response, which tells answers to one key apart."""
         return sha256(self.response.encode()).hexdigest()
-
-
-def read_completion(response: str) -> tuple[str, str, int, int]:
-    """Return text, model, prompt tokens and completion tokens; ValueError when it is no chat completion."""
-    try:
-        body = json.loads(response)
-        # A refusal has no content, but is an answer: it was paid for, and its reader rejects it.
-        content, usage = body["choices"][0]["message"].get("content") or "", body.get("usage") or {}
-        sent, written = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
-        if not (isinstance(content, str) and 0 <= sent < 2**63 and 0 <= written < 2**63):
-            raise ValueError("no text, or no number of tokens")
-        # half an emoji cannot be written to a file
-        text, model = (t.encode("utf-8", "replace").decode() for t in (content, str(body.get("model") or "")))
-        return text, model, sent, written
-    except NO_COMPLETION as error:
-        raise ValueError(f"no chat completion ({type(error).__name__})") from error
 
 
 TYPES = tuple(get_type_hints(Answer).values())
@@ -98,16 +92,13 @@ class Cache:
         with self._errors():
             if not read_only:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            elif not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
-                mode = "ro&immutable=1"  # or SQLite would write beside the file
-            self._db = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode={mode}",
-                uri=True,
-                timeout=BUSY_TIMEOUT_S,
-                isolation_level=None,  # every statement commits at once, and waits for the disk
-                check_same_thread=False,  # the client's event loop runs in a thread of its own
-            )
-            tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
+            try:
+                tables = self._open(mode)
+            except sqlite3.OperationalError:
+                wal = path.with_name(f"{path.name}-wal")
+                if not read_only or (wal.is_file() and wal.stat().st_size):
+                    raise
+                tables = self._open("ro&immutable=1")  # where SQLite may write nothing beside the file
             (layout,) = self._db.execute("PRAGMA user_version").fetchone()
             if (tables or layout or read_only) and ("answers" not in tables or layout != LAYOUT):
                 told = f"{path} (left as it was) is no teacher cache of layout {LAYOUT} (its layout: {layout}"
@@ -116,6 +107,17 @@ class Cache:
                 with FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S):  # switching to WAL does not wait
                     self._db.execute("PRAGMA journal_mode = WAL")
                     self._db.executescript(TABLE)
+
+    def _open(self, mode: str) -> set[str]:
+        """Connect to the file, and return the names of its tables."""
+        self._db = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,  # every statement commits at once, and waits for the disk
+            check_same_thread=False,  # the client's event loop runs in a thread of its own
+        )
+        return {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
 
     def close(self) -> None:
         """Close the file."""
@@ -141,10 +143,9 @@ class Cache:
     def put_all(self, answers: Iterable[Answer]) -> Counter[str]:
         """Store all answers or, after any error, none; the first to a key stays, others are `conflicting`."""
         counts: Counter[str] = Counter(new=0, known=0, conflicting=0)
-        with self._errors(), self._db:  # which commits, or rolls back
-            self._db.execute("BEGIN IMMEDIATE")
+        with self.transaction() as db:
             for answer in answers:
-                if self._db.execute(INSERT, answer).rowcount == 1:
+                if db.execute(INSERT, answer).rowcount == 1:
                     counts["new"] += 1
                 else:
                     same = self.get([answer.key])[answer.key].response == answer.response
@@ -159,6 +160,13 @@ class Cache:
             found = self._db.execute(query)
             names = [name for name, *_ in found.description]
             return [dict(zip(names, row, strict=True)) for row in found]
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Yield the connection; what is done with it is committed as one, or after an error not at all."""
+        with self._errors(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield self._db
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

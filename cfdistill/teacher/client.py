@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -17,7 +18,8 @@ from cfdistill.files import resolve
 from cfdistill.params import Params
 from cfdistill.teacher import offline, prompts
 from cfdistill.teacher.budget import Budget, Usage
-from cfdistill.teacher.cache import Cache
+from cfdistill.teacher.cache import Answer, Cache
+from cfdistill.teacher.outcomes import read_completion
 from cfdistill.teacher.prompts import Prompt
 
 
@@ -59,28 +61,32 @@ class Teacher:
         """Return one answer per prompt, in order; TeacherError when one is missing and cannot be had."""
         keys = [self.key(prompt) for prompt in prompts]
         wanted = dict(zip(keys, prompts, strict=True))
-        answers = self.cache.get(wanted)
+        answers = self.known(wanted)
         self.usage.cache_hits += len(answers)
         if missing := {key: prompt for key, prompt in wanted.items() if key not in answers}:
             self._check_can_ask(missing)
             self._fetch(missing, len(answers))
-            answers |= self.cache.get(missing)  # use what was committed, whoever came first
+            answers |= self.known(missing)  # use what was committed, whoever came first
         self.usage.prompt_tokens += sum(answer.prompt_tokens for answer in answers.values())
         self.usage.completion_tokens += sum(answer.completion_tokens for answer in answers.values())
-        self.used |= {key: answer.digest for key, answer in answers.items()}
+        self.used |= {answer.key: answer.digest for answer in answers.values()}
+        self.usage.thought += sum(read_completion(a.response, a.task)[1] for a in answers.values())
         return [answers[key].text for key in keys]
+
+    def known(self, prompts: Mapping[str, Prompt]) -> dict[str, Answer]:
+        """Return the answers that are there, by key; of those missing, what the limit in force cut off."""
+        found, limit = self.cache.get(prompts), self.params.teacher_max_tokens
+        missing = {key: prompt for key, prompt in prompts.items() if key not in found}
+        cut = {prompt.key(self.base_url, self.model, limit): key for key, prompt in missing.items()}
+        return found | {cut[key]: answer for key, answer in self.cache.get(cut).items()}
 
     def request(self, prompt: Prompt) -> dict[str, Any]:
         """Return the body of a prompt's request, as we wish it to be answered."""
         return prompt.request(self.model, self.params.teacher_max_tokens)
 
     def key(self, prompt: Prompt) -> str:
-        """Return the cache key of a prompt: a hash of all that can change its answer."""
-        version = f"{prompt.task}.{prompt.version}"
-        facts = {"base_url": self.base_url, "prompt_version": version, "sample": prompt.sample}
-        facts["request"] = self.request(prompt)
-        canonical = json.dumps(facts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        """Return the cache key of a prompt's whole answer."""
+        return prompt.key(self.base_url, self.model)
 
     def _check_can_ask(self, missing: Mapping[str, Prompt]) -> None:
         """Raise TeacherError where nobody is to be asked, with what is missing and what to do."""
@@ -108,7 +114,7 @@ class Teacher:
         try:
             self._endpoint.fetch(missing)
         except (TeacherError, KeyboardInterrupt) as error:
-            there, wanted = known + len(self.cache.get(missing)), known + len(missing)
+            there, wanted = known + len(self.known(missing)), known + len(missing)
             told = f"{there:,} of {wanted:,} answers are there and kept, {wanted - there:,} are missing"
             raise type(error)(f"{str(error) or 'stopped'} ({told}; run again to go on from there)") from None
 
@@ -162,9 +168,11 @@ def _source(params: Params, recording: Cache | None = None) -> tuple[str, str]:
     """Return base URL and model to ask; a recording has its own, `teacher_model` chooses among several."""
     if params.teacher == "offline":
         return offline.BASE_URL, offline.model_name(params)
-    url, model = (params.teacher_base_url or "https://api.openai.com/v1").rstrip("/"), params.teacher_model
+    given = params.teacher_base_url or (params.teacher == "live" and os.environ.get("OPENAI_BASE_URL"))
+    url, model = (given or "https://api.openai.com/v1").rstrip("/"), params.teacher_model
     if "@" in url:
-        raise TeacherError("teacher_base_url must not hold a user name or password; use OPENAI_API_KEY")
+        told = "teacher_base_url (or OPENAI_BASE_URL) must not hold a user name or password"
+        raise TeacherError(f"{told}; use OPENAI_API_KEY")
     if params.teacher == "live" or recording is None:
         return url, model
     sources = sorted({(total["base_url"], total["model"]) for total in recording.totals()})

@@ -1,13 +1,14 @@
 """Asking an OpenAI-compatible endpoint: many requests at once, paced, capped, and stopped without loss."""
 
 import asyncio
+import itertools
+import logging
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
@@ -18,19 +19,24 @@ from cfdistill.params import Params
 from cfdistill.teacher.budget import Budget, Pace, Usage, estimate_tokens
 from cfdistill.teacher.cache import Answer, Cache
 from cfdistill.teacher.offline import BASE_URL as OFFLINE_URL
+from cfdistill.teacher.outcomes import AGAIN, BROKEN, KEEP, WITHOUT, NoAnswer, Outcome, outcome
 from cfdistill.teacher.prompts import Prompt
 
-RETRIES = 10  # of one request: by the SDK, or by us when the answer is no chat completion
+RETRIES = 10  # of one request, by the SDK
 FIRST_RETRIES = 4  # before anything was answered: the address may be wrong, so say so soon
-SCHEMA_WORDS = ("response_format", "json_schema", "structured output")  # in a refusal of the schema
+LOG = logging.getLogger(__name__)
 
 
 @dataclass
 class Call:
     """A prompt that has been begun."""
 
+    prompt: Prompt
+    body: dict[str, Any] = field(default_factory=dict, init=False)  # of the request
     tokens: tuple[int, int]  # of prompt and answer, estimated
-    reserved_usd: float = 0.0
+    found: Outcome = field(init=False)  # of the latest attempt
+    answer: Answer | None = None
+    reserved: int = 0  # in the budget
     latency_s: float = 0.0  # of the latest attempt
     under_way: bool = False  # sent, and neither failed nor answered and stored
 
@@ -47,7 +53,7 @@ class Endpoint:
     usage: Usage  # which is kept up to date
     handler: Callable[..., Any] | None = None  # answers requests in its place
     answered: bool = False  # anything, yet
-    takes_schema: bool = True  # as far as is known
+    refused: set[str] = field(default_factory=set)  # parameters, as far as is known
 
     def __post_init__(self) -> None:
         self.pace = Pace(self.params.teacher_requests_per_minute, self.params.teacher_tokens_per_minute)
@@ -66,13 +72,16 @@ class Endpoint:
     async def _ask_all(self, missing: Mapping[str, Prompt]) -> None:
         """Ask until all is answered, something fails, or the stop is set; raises the first error."""
         self._calls: dict[asyncio.Task[Any] | None, Call] = {}
-        self._fresh: list[Answer] = []  # not committed yet
         self._disk = asyncio.Lock()
-        todo, watcher = iter(missing.items()), asyncio.create_task(self._watch())
+        todo, watcher = iter(missing.values()), asyncio.create_task(self._watch())
         try:
             async with self._connect() as client:
+                first = [] if self.answered else [self._work(client, itertools.islice(todo, 1))]
+                ended = await asyncio.gather(
+                    *first, return_exceptions=True
+                )  # alone: it may show that none can
                 workers = [self._work(client, todo) for _ in range(self.params.teacher_concurrency)]
-                ended = await asyncio.gather(*workers, return_exceptions=True)
+                ended += await asyncio.gather(*workers, return_exceptions=True)
         finally:
             self._stop.set()
             await watcher
@@ -88,110 +97,130 @@ class Endpoint:
                 task.cancel()
 
     def _connect(self) -> AsyncOpenAI:
-        """Return a client whose every attempt, also those that the SDK repeats, goes through `_attempt`."""
-        transport = httpx2.MockTransport(self.handler) if self.handler else None
-        http_client = DefaultAsyncHttpxClient(transport=transport)
-        http_client.send = partial(self._attempt, http_client.send)  # type: ignore[method-assign]
+        """Return a client whose every attempt, also those that the SDK repeats, goes through `attempt`."""
         key, timeout = api_key() if self.params.teacher == "live" else "none", self.params.teacher_timeout_s
+        try:
+            http_client = _Client(self, httpx2.MockTransport(self.handler) if self.handler else None)
+        except (ImportError, ValueError, httpx2.InvalidURL):  # which may quote a proxy's password
+            told = "a proxy variable (ALL_PROXY, HTTPS_PROXY or HTTP_PROXY) cannot be used"
+            raise TeacherError(f'{told}; mend or unset it; socks5:// needs "httpx2[socks]"') from None
         return AsyncOpenAI(api_key=key, base_url=self.base_url, timeout=timeout, http_client=http_client)
 
-    async def _work(self, client: AsyncOpenAI, prompts: Iterator[tuple[str, Prompt]]) -> None:
+    async def _work(self, client: AsyncOpenAI, prompts: Iterator[Prompt]) -> None:
         """Answer one prompt after the other."""
         try:
-            for key, prompt in prompts:
-                await self._answer(client, key, prompt)
+            for prompt in prompts:
+                await self._answer(
+                    client, Call(prompt, estimate_tokens(prompt, self.params.teacher_max_tokens))
+                )
         except (OpenAIError, TeacherError):
             self._stop.set()
             raise
 
-    async def _answer(self, client: AsyncOpenAI, key: str, prompt: Prompt) -> None:
-        """Ask until there is a chat completion, and commit it."""
-        retries = RETRIES if self.answered else FIRST_RETRIES
-        for _ in range(1 + retries):
-            if self._stop.is_set():
-                return
-            body = prompt.request(self.model, self.params.teacher_max_tokens)
-            if not self.takes_schema and body.pop("response_format", None):
-                self.usage.without_schema += 1
-            call = Call(estimate_tokens(prompt, self.params.teacher_max_tokens))
-            self._calls[asyncio.current_task()] = call
-            try:
-                # Not chat.completions.create: converting the messages would take most of the time here.
-                response = await client.post(
-                    "/chat/completions", body=body, cast_to=httpx2.Response, options={"max_retries": retries}
-                )
-                if await self._keep(response, key, prompt, call):
-                    return
-            except APIStatusError as error:
-                told, refused = error.response.text.lower(), error.status_code in (400, 422, 501)
-                if "response_format" not in body or not (refused and any(w in told for w in SCHEMA_WORDS)):
-                    raise
-                self.takes_schema = False
-            finally:
-                call.under_way = False
-        told = f"{self.base_url} answered {1 + retries} times, but not with a chat completion"
-        raise TeacherError(f"{told}; check teacher_base_url, which usually ends in /v1")
+    async def _answer(self, client: AsyncOpenAI, call: Call) -> None:
+        """Ask, without what the endpoint refuses, and commit the answer or why there is none."""
+        self._calls[asyncio.current_task()] = call
+        refused, retries = set(self.refused), RETRIES if self.answered else FIRST_RETRIES
+        try:
+            while not call.answer and not self._stop.is_set():
+                call.body = call.prompt.request(self.model, self.params.teacher_max_tokens)
+                for name in refused & call.body.keys():
+                    value = call.body.pop(name)
+                    self.usage.without[name] = self.usage.without.get(name, 0) + 1
+                    if name == "max_completion_tokens":
+                        call.body["max_tokens"] = value  # its older name
+                try:
+                    # Not chat.completions.create: converting the messages would take most of the time here.
+                    options: Any = {"cast_to": httpx2.Response, "options": {"max_retries": retries}}
+                    await client.post("/chat/completions", body=call.body, **options)
+                except APIStatusError:
+                    if call.found.act != WITHOUT:
+                        raise
+                    refused.add(call.found.detail)
+            if call.answer:
+                if not isinstance(call.answer.text, NoAnswer):  # which shows that nothing else is refused
+                    for name in refused - self.refused:
+                        LOG.warning("%s refuses %s, and is asked without it", self.base_url, name)
+                    self.refused |= refused
+                await self._keep(call, call.answer)
+        finally:
+            call.under_way = False
 
-    async def _attempt(
-        self, send: Callable[..., Awaitable[httpx2.Response]], *request: Any, **options: Any
+    async def attempt(
+        self, send: Callable[..., Awaitable[httpx2.Response]], request: httpx2.Request, **options: Any
     ) -> httpx2.Response:
         """Send one request of the current task's call; a successful one is under way until it is stored."""
-        call, succeeded = self._calls[asyncio.current_task()], False
-        prompt_tokens, usual = call.tokens
-        await self.pace.wait(prompt_tokens + usual)
+        call = self._calls[asyncio.current_task()]
+        await self.pace.wait(sum(call.tokens))
         if self._stop.is_set():  # the watcher has not come round to this task
             raise asyncio.CancelledError
-        call.reserved_usd = self.budget.reserve(prompt_tokens, self.params.teacher_max_tokens or usual)
-        call.under_way = True
-        self.usage.requests += 1
-        began = time.perf_counter()
+        call.under_way, lost = True, (0, 0)
         try:
-            response = await send(*request, **options)
-            succeeded = response.is_success
-            return response
-        finally:
+            longest = self.params.teacher_max_tokens or call.tokens[1]
+            call.reserved = await self._account(self.budget.reserve, call.tokens[0], longest) or 0
+            self.usage.requests += 1
+            began = time.perf_counter()
+            response = await send(request, **options)
             call.latency_s = round(time.perf_counter() - began, 4)
-            if not succeeded:
-                self.budget.settle(call.reserved_usd, 0, 0)
+            status, text = response.status_code, response.content.decode("utf-8", "replace")
+            call.found = found = outcome(status, text, call.body)
+            if found.act == KEEP:
+                given = (self.base_url, self.model, self.params.teacher_max_tokens, call.latency_s)
+                call.answer = Answer.to(call.prompt, found.stored, *given)
+                return httpx2.Response(200, request=request)
+            if found.status == BROKEN:
+                lost = call.tokens  # it may well have been billed
+                self.usage.broken += 1
+            headers = {
+                name: value for name, value in response.headers.items() if name.startswith("retry-after")
+            }
+            headers["x-should-retry"] = str(found.act == AGAIN).lower()  # which the SDK obeys
+            return httpx2.Response(found.status, headers=headers, text=text, request=request)
+        finally:
+            if not call.answer:
+                await self._account(self.budget.settle, call.reserved, *lost)
                 call.under_way = False
                 if self._stop.is_set():  # else the SDK would wait for the next attempt
                     raise asyncio.CancelledError
 
-    async def _keep(self, response: httpx2.Response, key: str, prompt: Prompt, call: Call) -> bool:
-        """Commit an answer, with those that came in while the disk was busy; False when it is none."""
-        text = response.content.decode("utf-8", "replace")
-        try:
-            answer = Answer.read(text, key, prompt.task, self.base_url, self.model, call.latency_s)
-        except ValueError:
-            self.usage.broken += 1
-            self.budget.settle(call.reserved_usd, *call.tokens)  # it may well have been billed
-            return False
-        self._fresh.append(answer)
+    async def _account(self, change: Callable[..., Any], *given: float) -> Any:
+        """Change the budget, which is in the cache's file."""
+        if self.budget.cap_usd:
+            async with self._disk:
+                return await asyncio.to_thread(change, *given)
+        return None
+
+    async def _keep(self, call: Call, answer: Answer) -> None:
+        """Commit an answer."""
         async with self._disk:
-            batch = list(self._fresh)
-            if answer in batch:  # else somebody has committed it meanwhile
-                await asyncio.to_thread(self.cache.put_all, batch)
-                del self._fresh[: len(batch)]
+            new = (await asyncio.to_thread(self.cache.put_all, [answer]))["new"]
         took = (answer.prompt_tokens, answer.completion_tokens)
         self.pace.correct(sum(took) - sum(call.tokens))
-        self.budget.settle(call.reserved_usd, *took)
+        # What another process answered first was paid for all the same.
+        await self._account(self.budget.settle, call.reserved, *((0, 0) if new else took))
         self.answered = True
-        return True
+
+
+class _Client(DefaultAsyncHttpxClient):
+    """An HTTP client whose attempts go through an endpoint's `attempt`."""
+
+    def __init__(self, endpoint: Endpoint, transport: httpx2.AsyncBaseTransport | None) -> None:
+        super().__init__(transport=transport)
+        self._endpoint = endpoint
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        return await self._endpoint.attempt(super().send, request, **options)
 
 
 def explain(error: OpenAIError, base_url: str, model: str) -> str:
-    """Return one sentence without the key, which an error of the SDK may quote."""
+    """Return one sentence, in the server's own words but without the key, which it may quote."""
     status = getattr(error, "status_code", None)
     if base_url == OFFLINE_URL and status == 422:
         return "the offline teacher knows only the weasel testbed; use teacher: live or recorded"
-    told = " ".join(str(error).split()).replace(os.environ.get("OPENAI_API_KEY", "").strip() or "\0", "…")
-    told = f"failed: {told[:300]}"
-    if status is None:
-        told = f"cannot be reached ({type(error).__name__}); check teacher_base_url and the network"
-    elif status in (401, 403):
-        told = f"refused the key in OPENAI_API_KEY (HTTP {status})"
-    elif status == 429:
-        told += "; lower teacher_requests_per_minute or teacher_concurrency"
+    told = f"cannot be reached ({type(error).__name__}); check teacher_base_url and the network"
+    if isinstance(error, APIStatusError):
+        _, advice, code, said, _ = outcome(error.status_code, error.response.text)
+        told = f"answered {f'HTTP {code}: ' * (code != BROKEN)}{said}{advice and f'; {advice}'}"
     return f"the teacher at {base_url}, model {model}, {told}"
 
 

@@ -55,7 +55,7 @@ class SceneTeacher:
         if task is None or asked is None:
             return None
         options = asked["options"].split("; ")
-        rng = random.Random(f"{self._seed}/{task}/{asked[0]}/{body['seed']}")
+        rng = random.Random(f"{self._seed}/{task}/{asked[0]}/{body.get('seed', 0)}")
         place = self._places.get(asked["stem"])
         if place is None and task != "mask":
             place = self._rewritten(asked["stem"], options, rng)

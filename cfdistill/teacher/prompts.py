@@ -1,5 +1,7 @@
 """The five prompts to the teacher: versioned files in `prompts/`, worded by us (the paper's are unknown)."""
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from cfdistill.schema import options_text
 TASKS = ("mask", "fill", "reason", "positive", "negative")
 JSON_LISTS = {"mask": "spans", "fill": "fills"}  # tasks answered in JSON, and the name of their list
 VERSION = "v1"
+BYTES_PER_TOKEN = 4  # an estimate, for what nobody counted
 FOLDER = Path(__file__).with_name("prompts")
 
 
@@ -30,6 +33,12 @@ class Prompt:
     def question(self) -> str:
         """The last user message: what is asked, without instructions and examples."""
         return self.messages[-1][1]
+
+    @property
+    def tokens(self) -> int:
+        """About how many tokens the prompt has."""
+        size = sum(len(content.encode("utf-8", "replace")) for _, content in self.messages)
+        return size // BYTES_PER_TOKEN + 1
 
     def request(self, model: str, max_tokens: int = 0) -> dict[str, Any]:
         """Return the body of the chat-completion request, as we wish it to be answered; 0 sets no limit."""
@@ -48,6 +57,15 @@ class Prompt:
             named = {"name": name, "strict": True, "schema": schema | {"additionalProperties": False}}
             body["response_format"] = {"type": "json_schema", "json_schema": named}
         return body
+
+    def key(self, base_url: str, model: str, limit: int | None = None) -> str:
+        """Return a hash of all that can change an answer; one cut off has another key for every limit."""
+        facts: dict[str, Any] = {"base_url": base_url, "prompt_version": f"{self.task}.{self.version}"}
+        facts |= {"sample": self.sample, "request": self.request(model, limit or 0)}
+        if limit == 0:
+            facts["cut"] = "by the server's own limit"
+        canonical = json.dumps(facts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 @cache

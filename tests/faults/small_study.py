@@ -28,15 +28,18 @@ def params(folder: Path, **more: str) -> Params:
 
 
 def start(folder: Path, only: str = "", **more: str) -> subprocess.Popen[str]:
-    """Start `cfdistill run` in a process of its own."""
+    """Start `cfdistill run` in a process of its own, from a folder that is not the project's."""
     code = "from cfdistill.cli import main; raise SystemExit(main())"
     command = [sys.executable, "-c", code, "run", str(PROFILE), *flags(folder, **more), "--only", only]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    quiet, told = subprocess.DEVNULL, subprocess.PIPE
+    return subprocess.Popen(command, stdout=quiet, stderr=told, text=True, cwd=folder)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def finish(process: subprocess.Popen[str]) -> str:
     _, told = process.communicate(timeout=600)
     assert process.returncode == 0, told[-3000:]
+    return told
 
 
 def stages(folder: Path) -> list[store.Stage]:

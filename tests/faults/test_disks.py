@@ -12,11 +12,9 @@ from functools import partial
 
 import pytest
 
-from cfdistill import files, pipeline
+from cfdistill import pipeline
 from cfdistill.cli import main
 from cfdistill.errors import CfdistillError, StageError
-from cfdistill.params import Params
-from cfdistill.student import models
 from cfdistill.study import results
 
 from .small_study import PROFILE, flags, made, params
@@ -71,22 +69,6 @@ def test_every_step_refuses_a_full_disk_and_is_made_when_there_is_room(disk, tmp
         assert refused[name], name
     print("refusals of a full disk, by step:", refused)
     assert made(disk) == made(tmp_path)
-
-
-def test_a_student_is_saved_or_refused_wherever_the_disk_becomes_full(disk):
-    student, ended = models.load(Params(student="tiny-random")), []
-    for free in range(0, 2**20, 2 * PAGE):
-        shutil.rmtree(disk / "student", ignore_errors=True)
-        fill(disk, free)
-        try:
-            with files.writing(disk):
-                student.save(disk / "student")
-        except StageError:
-            ended.append("refused")
-        else:
-            ended.append("saved")
-    assert ended == sorted(ended)  # refused until there is room
-    assert set(ended) == {"refused", "saved"}
 
 
 def test_a_read_only_disk_is_one_sentence_and_what_is_there_can_be_read(disk, capsys):

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections import Counter
 from contextlib import suppress
-from functools import partial
 
 import psutil
 import pytest
@@ -19,7 +18,7 @@ from cfdistill import files
 from cfdistill.pipeline import STAGES
 from cfdistill.study import results, run
 
-from .small_study import everything, finish, made, params, stages, start
+from .small_study import everything, finish, params, stages, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(3600)]
 KILLS, SEED = int(os.environ.get("KILLS", "10")), int(os.environ.get("SEED", "0"))
@@ -106,15 +105,6 @@ def test_a_study_killed_at_random_moments_ends_in_the_same_results(undisturbed, 
     expected, seconds = undisturbed
     for folder in kill_until_they_end(start, tmp_path, seconds):
         assert everything(folder) == expected
-
-
-def test_the_teachers_stages_killed_at_random_moments_end_in_the_same_files(tmp_path):
-    more = {"train_questions": "60", "train_scenes": "0", "counterfactuals_per_question": "2"}
-    begin, began = partial(start, only="01,02,03", **more), time.monotonic()
-    finish(begin(tmp_path / "undisturbed"))
-    seconds, expected = time.monotonic() - began, made(tmp_path / "undisturbed")
-    for folder in kill_until_they_end(begin, tmp_path, seconds):
-        assert made(folder) == expected
 
 
 STOPS = [([signal.SIGTERM], 143), ([signal.SIGINT], 130), ([signal.SIGINT, signal.SIGINT], 130)]

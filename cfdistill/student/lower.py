@@ -1,0 +1,73 @@
+"""Frozen layers: split off, and what they make of the same sequences computed once for all trainings."""
+
+import copy
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from cfdistill import files
+from cfdistill.progress import Progress
+from cfdistill.student.loss import last_hidden
+from cfdistill.student.models import freeze
+from cfdistill.student.packing import Packed, by_length, collate
+
+States = dict[Packed, torch.Tensor]  # what enters the first trained layer (tokens, width), on the CPU
+
+
+def split_layers(model: PreTrainedModel, frozen: int) -> tuple[PreTrainedModel | None, PreTrainedModel]:
+    """Freeze a model's lowest layers, and split a Llama into these and the rest, which share all weights."""
+    freeze(model, frozen)
+    if model.config.model_type != "llama":  # they add positions to `inputs_embeds`, which the rest is fed
+        return None, model
+    layers = model.model.layers
+    lower, upper = _part(model, layers[:frozen]), _part(model, layers[frozen:])
+    lower.model.norm = torch.nn.Identity()
+    return lower.eval(), upper
+
+
+def _part(model: Any, layers: torch.nn.ModuleList) -> Any:
+    """Return a model of the same class with only these layers; every module is the original's."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = len(layers)
+    with torch.device("meta"):  # a shell without memory, all of which is replaced
+        part = type(model)(config)
+    part.model.layers = layers
+    part.model.embed_tokens, part.model.norm = model.model.embed_tokens, model.model.norm
+    part.model.rotary_emb, part.lm_head = model.model.rotary_emb, model.lm_head
+    return part
+
+
+@torch.no_grad()
+def lower_states(lower: PreTrainedModel, rows: Sequence[Packed], batch_size: int, kept: Path) -> States:
+    """Return what enters the first trained layer in every epoch. Deviation: the paper trains every layer."""
+    batches, width = by_length(rows, batch_size), lower.config.hidden_size
+    file = kept / _key(lower, rows, batch_size)
+    digest, tokens = file.with_suffix(".sha256"), sum(map(len, rows))
+    if not (digest.is_file() and file.is_file() and digest.read_text() == files.sha256(file)):
+        files.check_space(kept, 4 * width * tokens)
+        aside, progress = file.with_suffix(f".{os.getpid()}"), Progress(len(rows), "frozen layers: sequence")
+        with aside.open("wb") as out:
+            for batch in ([rows[i] for i in chosen] for chosen in batches):
+                for row, hidden in zip(batch, last_hidden(lower, collate(batch)), strict=True):
+                    out.write(hidden[: len(row)].cpu().numpy())
+                progress.advance(len(batch))
+        files.write_text(digest, files.sha256(aside))
+        aside.replace(file)
+    order = [rows[i] for chosen in batches for i in chosen]
+    found = torch.from_file(str(file), size=tokens * width).view(tokens, width)  # mapped, not read
+    return dict(zip(order, torch.split(found, [len(row) for row in order]), strict=True))
+
+
+def _key(lower: PreTrainedModel, rows: Sequence[Packed], batch_size: int) -> str:
+    """Return a hash of all that makes the states: weights, configuration, device, tokens and batches."""
+    tokens = [(row.input_ids, row.position_ids, row.branches) for row in rows]
+    made_from = (lower.config.to_json_string(), lower.device.type, batch_size, tokens)
+    digest = hashlib.sha256(repr(made_from).encode())
+    for weights in lower.base_model.parameters():
+        digest.update(weights.cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
