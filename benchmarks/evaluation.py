@@ -49,7 +49,7 @@ def main() -> None:
     questions = pipeline.questions(params.train_dataset, "id", params)[: args.items]
     with tempfile.TemporaryDirectory() as folder:
         learned = train_briefly(params, Path(folder))
-        student = models.load_folder(learned.name, Path(folder) / "model", models.precision(params))
+        student = models.answering(params, Path(folder) / "model")
         rows = compare_generation(student, learned, questions, params, args.rounds, python, Path(folder))
         rows += compare_likelihood(student, questions, params, args.rounds, python, Path(folder))
     write_table("evaluation.csv", rows)

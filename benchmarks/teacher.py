@@ -132,7 +132,7 @@ def time_replay() -> float:
         with Teacher(params) as teacher:
             asker = (teacher.base_url, MODEL)
             response = json.dumps(completion())
-            teacher.cache.put_all(Answer.read(response, teacher.key(p), p.task, *asker) for p in asked)
+            teacher.cache.put_all(Answer.to(p, response, *asker) for p in asked)
         cache = f"{folder}/teacher/cache.sqlite"
         with Teacher(params.model_copy(update={"teacher": "recorded", "teacher_cache": cache})) as teacher:
             began = time.perf_counter()

@@ -7,15 +7,13 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from cfdistill import __version__, files
-from cfdistill.errors import CfdistillError
+from cfdistill.errors import CfdistillError, StageError
 from cfdistill.params import Params
-
-WORDS = ("NAME", "VALUE")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,28 +68,23 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--also", type=Path, nargs="*", default=[], metavar="RESULTS", help="more results")
     drawing = _add(commands, _figures, "draw tables and figures anew from results folders alone")
     drawing.add_argument("results", type=Path, nargs="+", help="such as results/offline")
-    teacher = commands.add_parser("teacher", help="forecast, count and move the teacher's answers")
+    teacher = commands.add_parser("teacher", help="count and move the teacher's answers")
     _add_teacher(teacher.add_subparsers(required=True, metavar="ACTION"))
     return parser
 
 
 def _add_teacher(actions: Any) -> None:
-    _add(actions, _forecast, "requests, tokens and dollars of a study, before any is spent", "profile")
-    of_caches = [_add(actions, _stats, "answers, tokens and dollars of a cache", "profile", nargs="?")]
-    for command, text, nargs in (
-        (_export_cache, "write a cache's answers to a JSON Lines file", "?"),
-        (_import_cache, "add the answers of a JSON Lines file to a cache", "?"),
-        (_batch_export, "write the missing answers' requests as a file for the Batch API", None),
-        (_batch_import, "store the answers of a Batch API's result file", None),
-    ):
-        action = _add(actions, command, text, "profile", nargs)
-        action.add_argument("file", type=Path, metavar="FILE.jsonl")
-        if command is _batch_export:
-            action.add_argument("--max-requests", type=int, default=0, help="in the file (0: 50,000)")
-            action.add_argument("--max-tokens", type=int, default=0, help="of its requests, estimated")
-        of_caches += [action] if nargs else []
-    for action in of_caches:
+    stats = _add(actions, _stats, "answers, tokens and dollars of a cache", "profile", "?")
+    out = _add(actions, _export_cache, "write a cache's answers to a JSON Lines file", "profile", "?")
+    into = _add(actions, _import_cache, "add the answers of a JSON Lines file to a cache", "profile", "?")
+    asked = _add(actions, _batch_export, "write the missing answers' requests for the Batch API", "profile")
+    answered = _add(actions, _batch_import, "store the answers of a Batch API's result file", "profile")
+    for action in (stats, out, into):
         action.add_argument("--cache", type=Path, metavar="FILE", help="a cache file, not a profile's")
+    for action in (out, into, asked, answered):
+        action.add_argument("file", type=Path, metavar="FILE.jsonl")
+    asked.add_argument("--max-requests", type=int, default=0, help="in the file (0: 50,000)")
+    asked.add_argument("--max-tokens", type=int, default=0, help="of its requests, estimated")
 
 
 def _add(
@@ -102,13 +95,13 @@ def _add(
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text)
     if first:
         parser.add_argument(first, type=Path, nargs=nargs, metavar="PARAMS.yaml", help="in params/")
-        parser.add_argument("-p", nargs=2, action="append", default=[], metavar=WORDS, dest="overrides")
+        parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.set_defaults(command=command)
     return parser
 
 
 def _params(args: Any) -> Params:
-    overrides = dict(args.overrides)
+    overrides = dict(args.p)
     return Params.from_yaml(args.profile, overrides) if args.profile else Params.build(overrides)
 
 
@@ -118,7 +111,7 @@ def _run(args: Any) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(files.cores()))
     from cfdistill.study import results, run
 
-    only, overrides = [part for part in args.only.split(",") if part], dict(args.overrides)
+    only, overrides = [part for part in args.only.split(",") if part], dict(args.p)
     print("The same by hand:", *run.commands(args.profile, overrides, only), sep="\n  ")
     params = run.run(args.profile, overrides, only, force=args.force)
     print(f"\nExecuted notebooks: {run.executed_folder(params)}")
@@ -129,7 +122,7 @@ def _run(args: Any) -> None:
 def _grid(args: Any) -> None:
     from cfdistill.study import grid
 
-    wanted = grid.read(args.grid, dict(args.overrides))
+    wanted = grid.read(args.grid, dict(args.p))
     grid.run(wanted, args.cores, args.profile, dry_run=args.dry_run)
     if not args.dry_run:
         print(f"Tables: {wanted.folder}")
@@ -171,20 +164,18 @@ def _figures(args: Any) -> None:
         print(f"{folder / 'figures'}: {', '.join(results.draw(folder))}")
 
 
-def _forecast(args: Any) -> None:
-    from cfdistill.generate import missing
-
-    asked = _asked(args)
-    print(missing.to_text(missing.forecast(*asked), asked[0]))
-
-
-def _asked(args: Any) -> tuple[Params, Any, Any]:
-    """Return parameters, the questions a teacher is asked about, and those that no rewrite may repeat."""
+def _collect(args: Any) -> Any:
+    """Return a teacher that knows what is missing."""
     from cfdistill import pipeline
+    from cfdistill.generate import missing
 
     params = _params(args)
     pipeline.build("data", params, dataset=params.train_dataset)
-    return params, *pipeline.originals_and_held_out(params)
+    others: list[Any] = []
+    for method in params.variants():
+        with suppress(StageError):  # how many more there are of some, follows from the rewrites
+            others += pipeline.originals(params, method)
+    return missing.collect(params, *pipeline.originals_and_held_out(params), others)
 
 
 def _stats(args: Any) -> None:
@@ -217,23 +208,21 @@ def _import_cache(args: Any) -> None:
 
 
 def _batch_export(args: Any) -> None:
-    from cfdistill.generate import missing
     from cfdistill.teacher import batch
 
-    with missing.collect(*_asked(args)) as teacher:
+    with _collect(args) as teacher:
         limits = (args.max_requests, args.max_tokens)
-        written = batch.write_requests(teacher, teacher.missing, args.file, *limits)
+        written, tokens = batch.write_requests(teacher, teacher.missing, args.file, *limits)
     tasks = ", ".join(f"{count} {task}" for task, count in written.items()) or "no answer is missing"
-    print(f"{written.total()} requests written to {args.file} ({tasks})")
+    print(f"{written.total()} requests of about {tokens:,} tokens written to {args.file} ({tasks})")
     if left := len(teacher.missing) - written.total():
         print(f"{left} more do not fit into one file; export again when these are imported")
 
 
 def _batch_import(args: Any) -> None:
-    from cfdistill.generate import missing
     from cfdistill.teacher import batch
 
-    with missing.collect(*_asked(args)) as teacher:
+    with _collect(args) as teacher:
         counts, failure = batch.import_results(teacher, teacher.missing, args.file)
     print(f"{counts['new']} answers stored, {counts['known']} were there")
     if counts["failed"]:

@@ -2,24 +2,27 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 VIEWS = ("positive", "negative")
-OURS = "cf-distill"
-UNFILTERED = {"vote_threshold": 0, "leak_check": False, "min_edit_ratio": 0.0, "max_edit_ratio": 1.0}
 
 
 @dataclass(frozen=True)
 class Method:
-    """One training method."""
+    """One training method; `methods.yaml` explains the fields."""
 
     label: str  # what it learns from, in a few words
     color: str
     marker: str
-    views: tuple[str, ...]  # "label" (the answer sentence alone), "positive", "negative"
-    rewrites: bool = False  # counterfactuals beside the original questions
-    changes: Mapping[str, Any] = field(default_factory=dict)  # how its rewrites are made: other parameters
-    steps_like: str = ""  # the method whose number of optimiser steps it takes; empty: its own epochs
+    views: tuple[str, ...] = ()
+    rewrites: bool = False
+    originals: str = "train"
+    more: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    steps_like: str = ""
 
     @property
     def scoring(self) -> str:
@@ -27,32 +30,27 @@ class Method:
         return "label" if self.views == ("label",) else "direct"
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of original questions that it learns from."""
+        return (self.originals, *filter(None, [self.more])) if self.views else ()
+
+    @property
+    def own_questions(self) -> bool:
+        """Whether it learns from original questions that other methods do not have."""
+        return self.splits not in ((), ("train",))
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether one published rationale of each original question is not enough."""
-        return self.rewrites or self.views == VIEWS or bool(self.steps_like)
+        return self.rewrites or self.views == VIEWS or bool(self.steps_like) or self.own_questions
 
 
-METHODS: Mapping[str, Method] = {  # in the order of tables and figures; colors are Okabe and Ito's
-    "ft": Method("the answer sentence", "#7f7f7f", "s", ("label",)),
-    "ft-cot": Method("the positive view", "#e69f00", "^", ("positive",)),
-    # Controls and ablations (our choice): what of cf-distill is it that helps?
-    "ft-cot-long": Method(
-        "the positive view, in as many steps as cf-distill",
-        *("#d55e00", "v", ("positive",)),
-        steps_like=OURS,
-    ),
-    "multi-view": Method("both views", "#56b4e9", "D", VIEWS),
-    "cf-only": Method("the positive view, also of counterfactuals", "#009e73", "P", ("positive",), True),
-    "cf-unfiltered": Method(
-        "both views, also of rewrites that no filter has seen",
-        *("#cc79a7", "X", VIEWS, True, UNFILTERED, OURS),
-    ),
-    "cf-random-mask": Method(
-        "both views, also of rewrites of words chosen by chance",
-        *("#000000", "*", VIEWS, True, {"mask_source": "random"}, OURS),
-    ),
-    OURS: Method("both views, also of counterfactuals", "#0072b2", "o", VIEWS, True),
-}
+def _read() -> dict[str, Method]:
+    rows = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return {name: Method(**row | {"views": tuple(row.get("views", ()))}) for name, row in rows.items()}
+
+
+METHODS: Mapping[str, Method] = _read()
 
 
 def reference(methods: Iterable[str]) -> str:

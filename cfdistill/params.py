@@ -16,9 +16,11 @@ from cfdistill.methods import METHODS
 PACKAGE = Path(__file__).parent
 BENCHMARKS: Mapping[str, Any] = yaml.safe_load((PACKAGE / "data" / "benchmarks.yaml").read_text("utf-8"))
 STUDENTS: Mapping[str, str] = yaml.safe_load((PACKAGE / "student" / "students.yaml").read_text("utf-8"))
-DATASETS = ("weasel-commonsense", "weasel-qualitative", "weasel-composition", "weasel-science", *BENCHMARKS)
+TESTBED = ("weasel-commonsense", "weasel-qualitative", "weasel-composition", "weasel-science")
+DATASETS = (*TESTBED, "weasel-user", *BENCHMARKS)
 SCORINGS = ("direct", "elimination", "rationale", "cloze", "likelihood", "label")
-PATHS = ("data_root", "teacher_cache", "rationale_file")  # what lies there reaches stages, not the name
+# what lies there reaches stages, not the name
+PATHS = ("data_root", "scene_bank", "teacher_cache", "rationale_file")
 NEUTRAL = (  # parameters that can change no result
     *("profile", "run_root", "results_root", "gather", "teacher_batch", "teacher_concurrency"),
     *("teacher_timeout_s", "teacher_requests_per_minute", "teacher_tokens_per_minute", "teacher_budget_usd"),
@@ -40,7 +42,7 @@ class Params(BaseModel):
     # the study
     profile: str = _param("offline", "", "name of the folder under results_root")
     train_dataset: str = _param("weasel-commonsense", "metrics", "what the student is trained on")
-    test_datasets: list[str] = _param(list(DATASETS[:4]), "", "what it is tested on")
+    test_datasets: list[str] = _param(list(TESTBED), "", "what it is tested on")
     methods: list[str] = _param(["ft", "ft-cot", "cf-distill"], "metrics", "training methods to compare")
     student: str = _param("smollm2-135m", "", "the small language model: a name, or path/to/folder")
     seed: int = _param(0, "training metrics", "seed of training order and dropout", ge=0, lt=2**32)
@@ -58,6 +60,8 @@ class Params(BaseModel):
     test_questions: int = _param(120, "data", "questions in `id`, `shift` or `test`, at most", ge=1)
     new_questions: int = _param(50, "data", "questions in `new`, also of OOD data sets, at most", ge=1)
     spurious_rate: float = _param(0.9, "data", "share of stereotype answers, 0 to 1", ge=0, le=1)
+    scene_bank: str = _param("", "", "a file of your own scenes, for weasel-user")
+    tested: Literal["test", "development"] = _param("test", "data", "development: where recipes are chosen")
     # teacher
     teacher_model: str = _param("gpt-5.2", "", "model name sent to a live endpoint")
     teacher_base_url: str = _param("", "", "endpoint; empty: OpenAI's own")
@@ -87,7 +91,6 @@ class Params(BaseModel):
     epochs: float = _param(3.0, "training", "passes over a method's own examples", gt=0)
     max_steps: int = _param(0, "training", "steps, the same for every method; 0: by epochs", ge=0)
     batch_size: int = _param(4, "training", "examples per optimiser step", ge=1)
-    accumulation_steps: int = _param(1, "training", "parts of a step, to save memory", ge=1)
     learning_rate: float = _param(5.0e-4, "training", "peak, after 10 % warm-up", gt=0)
     frozen_layers: int = _param(12, "training", "lowest transformer layers left untouched", ge=0)
     max_length: int = _param(384, "training", "longest example, in tokens", ge=16)
@@ -95,9 +98,11 @@ class Params(BaseModel):
     negative_view_weight: float = _param(1.0, "training", "weight of a negative view; others have 1", gt=0)
     validations: int = _param(3, "training", "tests on validation questions meanwhile; 0: never", ge=0)
     checkpoint: Literal["last", "best"] = _param("last", "training", "the student kept: best by validation")
-    patience: int = _param(0, "training", "validations without a better one; 0: never stops early", ge=0)
     precision: Literal["auto", "fp32", "bf16"] = _param("auto", "", "number format; auto: the processor's")
     # evaluation
+    interpolation: float = _param(
+        1.0, "evaluation audits", "share of the way from the untrained student", ge=0, le=1
+    )
     scorings: list[str] = _param(["direct"], "evaluation", "how an answer counts, direct always")
     max_new_tokens: int = _param(64, "evaluation audits", "longest answer, in tokens", ge=1)
     max_new_tokens_elimination: int = _param(160, "evaluation audits", "… of the negative view", ge=1)
@@ -118,6 +123,10 @@ class Params(BaseModel):
                 raise ValueError(f"{name}: holds NUL or half a character")
         if not re.fullmatch(r"\w[\w.-]{0,99}", self.profile):  # a folder of that name is emptied
             raise ValueError(f"profile: must be a plain name such as offline, not {self.profile!r}")
+        if self.train_dataset == "weasel-user":
+            raise ValueError("train_dataset: scenes of one's own are for tests; train on another data set")
+        if bool(self.scene_bank) != ("weasel-user" in self.test_datasets):
+            raise ValueError("scene_bank: goes with weasel-user among test_datasets, which asks its scenes")
         return self
 
     @model_validator(mode="after")
@@ -129,11 +138,12 @@ class Params(BaseModel):
             ("scorings", self.scorings, SCORINGS),
             ("student", [self.student], (*STUDENTS, *([self.student] if "/" in self.student else []))),
         ):
-            _check_list(name, values, known)
+            if unknown := [value for value in values if value not in known]:
+                raise ValueError(f"{name}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name}: needs at least one value, each once")
         if self.checkpoint == "best" and not self.validations:
             raise ValueError("checkpoint: best is chosen by validations, of which there are 0")
-        if self.patience and self.checkpoint == "last":
-            raise ValueError("patience: needs checkpoint: best, or the worse student would be kept")
         if self.teacher_batch and self.teacher != "live":
             raise ValueError(f"teacher_batch: needs teacher: live, not {self.teacher}")
         if "direct" not in self.scorings:
@@ -162,6 +172,11 @@ class Params(BaseModel):
         return Path(self.student).name
 
     @property
+    def trained(self) -> list[str]:
+        """Return the methods that train a student: all but the untrained one."""
+        return [method for method in self.methods if METHODS[method].views]
+
+    @property
     def has_counterfactuals(self) -> bool:
         """Tell whether the study rewrites questions: published rationales are of original ones only."""
         return self.rationale_source == "teacher"
@@ -171,10 +186,10 @@ class Params(BaseModel):
         return self.model_copy(update=dict(METHODS[method].changes)) if method else self
 
     def variants(self) -> dict[str, Self]:
-        """Return the parameters of every set of rewrites needed, by method; the study's own first."""
+        """Return the parameters of every set of rewrites or questions needed, by method; its own first."""
         made = {"": self}
         for method in self.methods:
-            if (variant := self.for_method(method)) not in made.values():
+            if (variant := self.for_method(method)) not in made.values() or METHODS[method].own_questions:
                 made[method] = variant
         return made
 
@@ -193,7 +208,10 @@ class Params(BaseModel):
         for name in re.findall(r"(?m)^(\w+) *=", above):
             if name not in cls.model_fields:
                 raise ParamsError(f"this notebook: {_unknown(name)}")
-        return cls.build({k: namespace[k] for k in cls.model_fields if k in namespace}, "this notebook")
+        params = cls.build({k: namespace[k] for k in cls.model_fields if k in namespace}, "this notebook")
+        if not params.trained:
+            raise ParamsError("methods: base, the untrained student, needs a trained one beside it")
+        return params
 
     @classmethod
     def from_yaml(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Self:
@@ -236,13 +254,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ParamsError(f"{path} must hold `name: value` lines")
     return values
-
-
-def _check_list(name: str, values: list[str], known: tuple[str, ...]) -> None:
-    if unknown := [value for value in values if value not in known]:
-        raise ValueError(f"{name}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
-    if not values or len(set(values)) < len(values):
-        raise ValueError(f"{name}: needs at least one value, each once")
 
 
 def _sentence(error: Any) -> str:

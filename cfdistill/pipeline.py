@@ -1,8 +1,8 @@
-"""The pipeline: the stages of a study in order (`STAGES`), what each reads, makes, and depends on."""
+"""The pipeline: the stages of a study in order (`STAGES`), what each depends on and makes."""
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pandas as pd
 from cfdistill import data, files, store, teacher
 from cfdistill.errors import StageError
 from cfdistill.evaluate import audit, metrics, predict
+from cfdistill.evaluate.novelty import novelty
 from cfdistill.generate import counterfactual, rationale
 from cfdistill.methods import METHODS, VIEWS
 from cfdistill.params import Params
@@ -20,6 +21,7 @@ from cfdistill.store import Draft, Read, Stage
 from cfdistill.student import models
 from cfdistill.student.examples import count_steps, make_examples
 
+TRAINED_BY = ("views", "rewrites", "originals", "more", "steps_like")  # of a method, what reaches training
 REWRITING = ("mask", "fill", "reason")  # the teacher's tasks in the stage `counterfactuals`
 
 
@@ -28,10 +30,8 @@ class Step:
     """One row of the table of stages."""
 
     notebook: str  # the chapter that makes it
-    reads: tuple[str, ...]  # earlier stages
     locate: Callable[..., Stage]  # the stage as it would be made now
     make: Callable[..., None]  # what fills its folder
-    parts: Callable[[Params], list[dict[str, str]]]  # which of it a study has
     resumes: bool = False  # goes on from what an interrupted attempt left
 
 
@@ -61,7 +61,18 @@ def find(name: str, params: Params, **part: str) -> Stage:
 
 def parts(name: str, params: Params) -> list[dict[str, str]]:
     """Return the parts of a stage that a study has, as `build` and `find` take them."""
-    return STAGES[name].parts(params)
+    tested = dict.fromkeys([params.train_dataset, *params.test_datasets])
+    variants = [{"method": method} if method else {} for method in params.variants()]
+    found: dict[str, list[dict[str, str]]] = {
+        "data": [{"dataset": dataset} for dataset in tested],
+        "counterfactuals": variants if params.has_counterfactuals else [],
+        "rationales": variants,
+        "training": [{"method": method} for method in params.trained],
+        "evaluation": [{"method": m, "dataset": d} for m in params.methods for d in params.test_datasets],
+        "audits": [{"method": method} for method in params.methods],
+        "metrics": [{}],
+    }
+    return found[name]
 
 
 def behind(made: Stage) -> Iterator[Stage]:
@@ -93,10 +104,6 @@ def _make_data(draft: Draft, params: Params, dataset: str) -> None:
     draft.notes["files"] = data.survey(dataset, params)
 
 
-def _datasets(params: Params) -> list[dict[str, str]]:
-    return [{"dataset": name} for name in dict.fromkeys([params.train_dataset, *params.test_datasets])]
-
-
 def questions(dataset: str, split: str, params: Params) -> list[Question]:
     """Return one split of a data set."""
     return find("data", params, dataset=dataset).read(f"questions.{split}.jsonl", Question)
@@ -105,18 +112,9 @@ def questions(dataset: str, split: str, params: Params) -> list[Question]:
 def overlap(dataset: str, params: Params) -> list[str]:
     """Return the ids of test questions that training or validation hold, too; DataError if many do."""
     own = params.train_dataset
-    trained = [q for split in ("train", "validation") for q in questions(own, split, params)]
+    trained = [q for split in data.trained_splits(own, params) for q in questions(own, split, params)]
     tested = [q for split in data.test_splits(dataset, params) for q in questions(dataset, split, params)]
     return data.check_overlap(dataset, trained, tested)
-
-
-def _variants(params: Params) -> list[dict[str, str]]:
-    """Return whose rewrites a study needs: its own first, then of methods that change how they are made."""
-    return [{"method": method} if method else {} for method in params.variants()]
-
-
-def _rewrite_variants(params: Params) -> list[dict[str, str]]:
-    return _variants(params) if params.has_counterfactuals else []
 
 
 def _locate_rewrites(params: Params, method: str = "") -> Stage:
@@ -124,7 +122,8 @@ def _locate_rewrites(params: Params, method: str = "") -> Stage:
     values = own.reaching("counterfactuals") | {"teacher": teacher.identity(own, REWRITING)}
     if own.mask_source == "random":
         values["data_seed"] = own.data_seed
-    source = find("data", own, dataset=own.train_dataset).reads("questions.*.jsonl")
+    splits = ("train", "validation", *data.test_splits(own.train_dataset, own))
+    source = find("data", own, dataset=own.train_dataset).reads(*(f"questions.{s}.jsonl" for s in splits))
     return store.stage("counterfactuals", [own.train_dataset], own, values, [source])
 
 
@@ -144,25 +143,50 @@ def originals_and_held_out(params: Params) -> tuple[list[Question], list[Questio
     """Return the training questions, and the validation and test questions that no rewrite may repeat."""
     name = params.train_dataset
     held_out = ("validation", *data.test_splits(name, params))
-    tested = [question for split in held_out for question in questions(name, split, params)]
-    return questions(name, "train", params), tested
+    return questions(name, "train", params), [q for split in held_out for q in questions(name, split, params)]
+
+
+def originals(params: Params, method: str = "") -> list[Question]:
+    """Return the original questions that a method learns from; of no method, the study's own."""
+    if not method or not METHODS[method].own_questions:
+        return questions(params.train_dataset, "train", params)
+    recipe = METHODS[method]
+    asked = questions(params.train_dataset, recipe.originals, params)
+    if recipe.more:
+        further, wanted = questions(params.train_dataset, recipe.more, params), len(rewrites(params))
+        if len(further) < wanted and recipe.more == "more":
+            told = f"{method} needs {wanted} further training questions, and there are {len(further)}"
+            raise StageError(f"{told}; lower train_questions or counterfactuals_per_question")
+        asked += further[:wanted]
+    return asked
+
+
+def _reads_originals(params: Params, method: str = "") -> Read:
+    own = method and METHODS[method].own_questions
+    splits = METHODS[method].splits if own else ("train",)
+    names = (f"questions.{split}.jsonl" for split in splits)
+    return find("data", params, dataset=params.train_dataset).reads(*names)
+
+
+def shown(params: Params, method: str = "") -> Read:
+    """Return the file of the counterfactuals that were kept."""
+    return find("counterfactuals", params, method=method).reads("counterfactuals.train.jsonl")
 
 
 def rewrites(params: Params, method: str = "") -> list[Counterfactual]:
     """Return the counterfactuals that were kept; none in a study without them."""
     if not params.has_counterfactuals:
         return []
-    made = find("counterfactuals", params, method=method)
-    return made.read("counterfactuals.train.jsonl", Counterfactual)
+    return shown(params, method).stage.read("counterfactuals.train.jsonl", Counterfactual)
 
 
 def _locate_rationales(params: Params, method: str = "") -> Stage:
     own = params.for_method(method)
     values = own.reaching("rationales")
-    inputs = [find("data", own, dataset=own.train_dataset).reads("questions.train.jsonl")]
+    inputs = [_reads_originals(own, method)]
     if own.has_counterfactuals:
         values["teacher"] = teacher.identity(own, VIEWS)
-        inputs.append(find("counterfactuals", own).reads("counterfactuals.train.jsonl"))
+        inputs.append(shown(own))
     else:
         values["file"] = files.sha256(rationale.published_file(own.rationale_file))
     return store.stage("rationales", [own.train_dataset], own, values, inputs)
@@ -170,14 +194,15 @@ def _locate_rationales(params: Params, method: str = "") -> Stage:
 
 def _make_rationales(draft: Draft, params: Params, method: str = "") -> None:
     own = params.for_method(method)
-    originals = questions(own.train_dataset, "train", own)
+    explained = originals(own, method)
     if own.has_counterfactuals:
+        if explained == originals(own):
+            explained += [rewritten.question for rewritten in rewrites(own)]
         with teacher.Teacher(own) as asked:
-            kept, ledger = rationale.views([*originals, *(c.question for c in rewrites(own))], asked)
-            asked.note("both views")
+            kept, ledger = rationale.views(explained, asked)
             _note_answers(draft, asked)
     else:
-        kept, ledger = rationale.published(originals, rationale.published_file(own.rationale_file))
+        kept, ledger = rationale.published(explained, rationale.published_file(own.rationale_file))
     draft.drops.update(f"{row['view']}: {row['reason']}" for row in ledger if row["reason"])
     _check_kept(kept, draft, params)
     draft.write("rationales.train.jsonl", kept)
@@ -200,7 +225,7 @@ def rationales(params: Params, method: str = "") -> list[Rationale]:
 def _note_answers(draft: Draft, asked: teacher.Teacher) -> None:
     """Record who answered, what it took (`cost.csv`), and which answers were used (`answers.csv`)."""
     draft.notes["teacher"] = asked.summary()
-    asked.costs_table().to_csv(draft.path / "cost.csv", index=False)
+    asked.costs().to_csv(draft.path / "cost.csv", index=False)
     used = pd.DataFrame(sorted(asked.used.items()), columns=["key", "response_sha256"])
     used.to_csv(draft.path / "answers.csv", index=False)
 
@@ -216,14 +241,16 @@ def _differing(used: Path, cache: tuple[Any, ...], params: str) -> int:
 def _locate_training(params: Params, method: str) -> Stage:
     recipe = METHODS[method]
     values = params.reaching("training") | {
-        "method": {"views": recipe.views, "rewrites": recipe.rewrites, "steps_like": recipe.steps_like},
+        "method": {name: getattr(recipe, name) for name in TRAINED_BY},
         "student": models.fingerprint(params),
         "precision": models.precision(params),
     }
-    source = find("data", params, dataset=params.train_dataset)
-    inputs = [source.reads("questions.train.jsonl", "questions.validation.jsonl")]
+    inputs = [find("data", params, dataset=params.train_dataset).reads("questions.validation.jsonl")]
     for name in dict.fromkeys([method, recipe.steps_like or method]):
-        inputs += _material(params, name)
+        inputs.append(_reads_originals(params, name))
+        inputs.append(find("rationales", params, method=name).reads("rationales.train.jsonl"))
+        if METHODS[name].rewrites and params.has_counterfactuals:
+            inputs.append(shown(params, name))
     return store.stage("training", _label(params, method), params, values, inputs)
 
 
@@ -231,18 +258,9 @@ def _label(params: Params, method: str, *more: str) -> list[str]:
     return [params.train_dataset, method, models.label(params), f"seed{params.seed}", *more]
 
 
-def _material(params: Params, method: str) -> list[Read]:
-    """Return the files of rewrites and rationales that a method's examples are made from."""
-    read = [find("rationales", params, method=method).reads("rationales.train.jsonl")]
-    if METHODS[method].rewrites and params.has_counterfactuals:
-        rewritten = find("counterfactuals", params, method=method)
-        read.append(rewritten.reads("counterfactuals.train.jsonl"))
-    return read
-
-
 def examples(method: str, params: Params) -> list[Example]:
     """Return a method's training examples."""
-    own = questions(params.train_dataset, "train", params)
+    own = originals(params, method)
     return make_examples(own, rewrites(params, method), rationales(params, method), method)
 
 
@@ -256,7 +274,7 @@ def _make_training(draft: Draft, params: Params, method: str) -> None:
     from cfdistill.student import train  # which imports torch
 
     made, held_out = examples(method, params), questions(params.train_dataset, "validation", params)
-    wanted = len(questions(params.train_dataset, "train", params))
+    wanted = len(originals(params, method))
     wanted += len(rewrites(params, method)) if METHODS[method].rewrites else 0
     student, checkpoints = models.load(params), draft.path / "checkpoints"
     draft.write("examples.jsonl", made)
@@ -269,24 +287,31 @@ def _make_training(draft: Draft, params: Params, method: str) -> None:
 
 
 def trained(method: str, params: Params) -> models.Student:
-    """Return the trained student of a method, which answers in the number format that it learned in."""
-    folder = find("training", params, method=method).path / "model"
-    return _load(models.label(params), folder, models.precision(params))
+    """Return a method's student as it answers: trained, unless the method trains none."""
+    recipe = METHODS[method]
+    folder = find("training", params, method=method).path / "model" if recipe.views else None
+    return _answering(params.model_dump_json(), folder)
 
 
-_load = functools.lru_cache(maxsize=1)(models.load_folder)  # one student answers many data sets
+@functools.lru_cache(maxsize=1)  # one student answers many data sets
+def _answering(params: str, folder: Path | None) -> models.Student:
+    return models.answering(Params.model_validate_json(params), folder)
 
 
 def _locate_evaluation(params: Params, method: str, dataset: str) -> Stage:
-    values = params.reaching("evaluation") | {"method": method, "precision": models.precision(params)}
-    asked = _asked(params, method, dataset, *data.test_splits(dataset, params))
-    return store.stage("evaluation", _label(params, method, dataset), params, values, asked)
+    values, inputs = _asked("evaluation", params, method, dataset, data.test_splits(dataset, params))
+    return store.stage("evaluation", _label(params, method, dataset), params, values, inputs)
 
 
-def _asked(params: Params, method: str, dataset: str, *splits: str) -> list[Read]:
-    """Return what a student's answers come from: its model, and the questions it is asked."""
-    model = find("training", params, method=method).reads("model/*")
-    return [model, find("data", params, dataset=dataset).reads(*(f"questions.{s}.jsonl" for s in splits))]
+def _asked(
+    stage: str, params: Params, method: str, dataset: str, splits: Sequence[str]
+) -> tuple[dict[str, Any], list[Read]]:
+    """Return what a student's answers hang on: values of the key, and the questions and the model read."""
+    values = params.reaching(stage) | {"method": method, "precision": models.precision(params)}
+    inputs = [find("data", params, dataset=dataset).reads(*(f"questions.{split}.jsonl" for split in splits))]
+    if not METHODS[method].views:
+        return values | {"student": models.fingerprint(params)}, inputs
+    return values, [find("training", params, method=method).reads("model/*"), *inputs]
 
 
 def _make_evaluation(draft: Draft, params: Params, method: str, dataset: str) -> None:
@@ -310,13 +335,12 @@ def predictions(
 
 
 def _locate_audits(params: Params, method: str) -> Stage:
-    values = params.reaching("audits") | {"method": method, "precision": models.precision(params)}
     dataset, split = params.train_dataset, audited(params)
-    asked = _asked(params, method, dataset, split)
+    values, inputs = _asked("audits", params, method, dataset, [split])
     if dataset in params.test_datasets:
         made = find("evaluation", params, method=method, dataset=dataset)
-        asked.append(made.reads(f"predictions.{split}.*.jsonl"))
-    return store.stage("audits", _label(params, method), params, values, asked)
+        inputs.append(made.reads(f"predictions.{split}.*.jsonl"))
+    return store.stage("audits", _label(params, method), params, values, inputs)
 
 
 def audited(params: Params) -> str:
@@ -329,8 +353,8 @@ def _make_audits(draft: Draft, params: Params, method: str) -> None:
     dataset, split = params.train_dataset, audited(params)
     chosen = audit.choose_questions(questions(dataset, split, params), params)
     known = predictions(params, method, dataset, split) if dataset in params.test_datasets else []
-    answers = audit.audit(trained(method, params), chosen, method, params, known) if chosen else []
-    draft.write("predictions.jsonl", answers)
+    found = audit.audit(trained(method, params), chosen, method, params, known) if chosen else []
+    draft.write("predictions.jsonl", found)
 
 
 def audits(params: Params) -> pd.DataFrame:
@@ -342,40 +366,35 @@ def audits(params: Params) -> pd.DataFrame:
 
 def _locate_metrics(params: Params) -> Stage:
     values = params.reaching("metrics") | {"student": models.label(params)}
-    answered = [find("evaluation", params, **part) for part in _tests(params)]
-    inputs = [stage.reads("predictions.*.jsonl") for stage in answered]
+    read = {"evaluation": "predictions.*.jsonl", "data": "questions.*.jsonl"}
+    inputs = [find(n, params, **part).reads(own) for n, own in read.items() for part in parts(n, params)]
+    inputs += [shown(params)] if params.has_counterfactuals else []
     return store.stage("metrics", [params.train_dataset], params, values, inputs)
 
 
 def _make_metrics(draft: Draft, params: Params) -> None:
     answers = [answer for part in parts("evaluation", params) for answer in predictions(params, **part)]
-    table = metrics.predictions_table(answers, params.train_dataset, models.label(params), params.seed)
+    run = (params.train_dataset, models.label(params), params.seed)
+    table = metrics.predictions_table(answers, *run, steps(params))
     compared = metrics.comparisons_table(table, params.bootstrap_samples)
     for name, own in zip(metrics.FILES, (metrics.metrics_table(table), compared, table), strict=True):
         metrics.write_csv(own, draft.path / name)
 
 
-def _methods(params: Params) -> list[dict[str, str]]:
-    return [{"method": method} for method in params.methods]
+def steps(params: Params) -> dict[tuple[str, str], str]:
+    """Return how new every test question is, by data set and id; to cf-distill, for all methods alike."""
+    trained = [*originals(params), *(rewritten.question for rewritten in rewrites(params))]
+    asked = ((name, split) for name in params.test_datasets for split in data.test_splits(name, params))
+    tested = [question for name, split in asked for question in questions(name, split, params)]
+    return novelty(tested, trained)
 
 
-def _tests(params: Params) -> list[dict[str, str]]:
-    return [{"method": method, "dataset": name} for method in params.methods for name in params.test_datasets]
-
-
-QUESTIONS = ("data", "counterfactuals")  # the stages of questions
 STAGES = {  # in the order in which they are made
-    "data": Step("01_data_preparation", (), _locate_data, _make_data, _datasets),
-    "counterfactuals": Step(
-        "02_counterfactual_generation", ("data",), _locate_rewrites, _make_rewrites, _rewrite_variants
-    ),
-    "rationales": Step("03_rationale_generation", QUESTIONS, _locate_rationales, _make_rationales, _variants),
-    "training": Step(
-        "04_training", (*QUESTIONS, "rationales"), _locate_training, _make_training, _methods, resumes=True
-    ),
-    "evaluation": Step("05_evaluation", ("data", "training"), _locate_evaluation, _make_evaluation, _tests),
-    "audits": Step(
-        "05_evaluation", ("data", "training", "evaluation"), _locate_audits, _make_audits, _methods
-    ),
-    "metrics": Step("05_evaluation", ("evaluation",), _locate_metrics, _make_metrics, lambda _: [{}]),
+    "data": Step("01_data_preparation", _locate_data, _make_data),
+    "counterfactuals": Step("02_counterfactual_generation", _locate_rewrites, _make_rewrites),
+    "rationales": Step("03_rationale_generation", _locate_rationales, _make_rationales),
+    "training": Step("04_training", _locate_training, _make_training, resumes=True),
+    "evaluation": Step("05_evaluation", _locate_evaluation, _make_evaluation),
+    "audits": Step("05_evaluation", _locate_audits, _make_audits),
+    "metrics": Step("05_evaluation", _locate_metrics, _make_metrics),
 }

@@ -127,11 +127,6 @@ def prompt_text(question: Question, strategy: str = "") -> str:
     return "\n".join([question.stem, options_text(question.options), strategy or "Answer:"])
 
 
-def cloze_text(question: Question) -> str:
-    """Return the question alone, without its options, as lm-evaluation-harness asks ARC."""
-    return f"Question: {question.stem}\nAnswer:"
-
-
 def answer_text(options: tuple[str, ...], answer: int) -> str:
     """Return the sentence that ends every rationale."""
     return f"{ENDING} {options[answer]}."

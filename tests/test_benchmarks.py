@@ -15,6 +15,7 @@ from cfdistill.data.benchmarks import BENCHMARKS
 from cfdistill.errors import DataError
 from cfdistill.params import DATASETS, Params
 
+LIMITS = {name: benchmarks.REACHING[name][0] for name in ("train", "validation", "test")}
 NUMBERED = [("1", "a rock"), ("2", "a leaf"), ("3", "a cloud"), ("4", "a lamp")]
 LETTERED = [(label, f"thing {label}") for label in "ABCDEFGH"]
 
@@ -34,9 +35,13 @@ ROWS = {  # with the right options' texts
     "csqa": ([nested(i, reversed(LETTERED[:5]), "B") for i in range(60)], ["thing B"] * 60),
     "qasc": ([nested(i, LETTERED, "H") for i in range(60)], ["thing H"] * 60),
     **dict.fromkeys(("arc-challenge", "arc-challenge-dev"), (ARC, ["a cloud", "thing A", "thing E"])),
-    "arc-easy": ([nested(0, LETTERED[:4], "D"), nested(1, NUMBERED[:3], "1")], ["thing D", "a rock"]),
+    **dict.fromkeys(
+        ("arc-easy", "arc-easy-dev"),
+        ([nested(0, LETTERED[:4], "D"), nested(1, NUMBERED[:3], "1")], ["thing D", "a rock"]),
+    ),
     "openbookqa": ([nested(i, LETTERED[:4], "C") for i in range(3)], ["thing C"] * 3),
     "quarel": ([quarel(0, 0), quarel(1, 1)], ["slower", "faster."]),
+    "quarel-dev": ([quarel(i, 0) for i in range(60)], ["slower"] * 60),
     "user": ([MINE], ["yes"]),
 }
 
@@ -52,7 +57,7 @@ def write(folder, name, rows=None, end="\n"):
 
 
 def whole(root, **more):
-    return Params(data_root=str(root), **dict.fromkeys(benchmarks.LIMITS.values(), 10**6), **more)
+    return Params(data_root=str(root), **dict.fromkeys(LIMITS.values(), 10**6), **more)
 
 
 def test_every_data_set_has_a_loader_and_a_pinned_revision():
@@ -115,6 +120,40 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, name, row, reason):
     params = write(tmp_path, name, [ROWS[name][0][0], "", row])
     with pytest.raises(DataError, match=rf"\.jsonl: no rows of {name}: 1 {reason} \(first: line 3\)"):
         data.load(name, "test", params)
+
+
+def in_sets(count):
+    """Rows of ten concepts: those of one share four options, and each other's answers are among these."""
+    rows = []
+    for i in range(count):
+        row = nested(i, [*LETTERED[:4], ("E", f"own {i}")], "ABCD"[i // 10 % 4])
+        row["question"]["question_concept"] = f"concept {i % 10}"
+        rows.append(row)
+    return rows
+
+
+def test_splits_of_a_data_set_that_was_written_in_sets(tmp_path, monkeypatch):
+    monkeypatch.setitem(BENCHMARKS["csqa"], "pool", 4)
+    params = write(tmp_path, "csqa", in_sets(80))
+    small = params.model_copy(
+        update={"train_questions": 5, "counterfactuals_per_question": 2, "new_questions": 99}
+        | {"validation_questions": 2}
+    )
+    found = {split: data.load("csqa", split, small) for split in benchmarks.REACHING}
+    ids = {split: [q.id for q in own] for split, own in found.items()}
+    everything = [q.id for q in data.load("csqa", "train", params)]
+    assert ids["train"] + ids["more"] == everything[:15]
+    concepts = {split: {q.scene for q in own} for split, own in found.items()}
+    pool = {q.scene for q in data.load("csqa", "train", params)[:4]}
+    assert pool.isdisjoint(concepts["development"] | concepts["unused"])
+    assert concepts["unused"].isdisjoint(q.scene for q in data.load("csqa", "validation", params))
+    assert set(ids["development"]) <= {q.id for q in data.load("csqa", "validation", params)}
+    assert set(ids["development"]).isdisjoint(ids["validation"])
+    pairs = zip(found["train"], found["siblings"], strict=True)
+    assert all(a.scene == b.scene and a.options[a.answer] != b.options[b.answer] for a, b in pairs)
+    assert set(ids["siblings"]) <= set(everything) - set(ids["train"])
+    with pytest.raises(DataError, match="qasc has no split 'siblings'"):
+        data.load("qasc", "siblings", write(tmp_path, "qasc"))
 
 
 def test_all_kinds_of_bad_rows_are_counted_in_one_message(tmp_path):
@@ -198,12 +237,12 @@ def write_clone(folder, name):
     config = BENCHMARKS[name]["configuration"]
     place = folder / "hub" / BENCHMARKS[name]["hub"].partition("@")[0] / (config or "data")
     place.mkdir(parents=True)
-    for split in benchmarks.LIMITS:
+    for split in LIMITS:
         hidden = {"answerKey": ""} if (name, split) == ("csqa", "test") else {}
         rows = [HUB_ROWS[name] | {"id": f"{split}{i}"} | hidden for i in range(40)]
         pandas.DataFrame(rows).to_parquet(place / f"{split}-00000-of-00001.parquet")
     if config:
-        files = [{"split": split, "path": f"{config}/{split}-*"} for split in benchmarks.LIMITS]
+        files = [{"split": split, "path": f"{config}/{split}-*"} for split in LIMITS]
         head = json.dumps({"configs": [{"config_name": config, "data_files": files}]})
         (place.parent / "README.md").write_text(f"---\n{head}\n---\n")
     return place
@@ -221,7 +260,7 @@ def test_the_hub_gives_the_same_questions_and_a_clone_is_never_stale(tmp_path, h
     assert data.facts(name, hub) == facts
     (place / f"{split}-00000-of-00001.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert data.facts(name, hub) != facts
-    with pytest.raises(DataError, match=r"-00001\.parquet is a git-lfs pointer: run `git lfs pull`"):
+    with pytest.raises(DataError, match=r"cannot be loaded \(.*; see docs/data.md"):
         data.load(name, "test", hub)
 
 

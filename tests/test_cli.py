@@ -18,6 +18,7 @@ from cfdistill import files
 from cfdistill.cli import main
 from cfdistill.params import Params
 from cfdistill.study import results, run
+from cfdistill.teacher import cache_path
 
 SMOKE = files.project_root() / "params" / "smoke.yaml"
 
@@ -141,8 +142,8 @@ def test_import_is_fast_and_light():
     assert float(seconds) < 0.3
 
 
-def test_the_teachers_answers_are_counted_moved_and_forecast(tmp_path, capsys):
-    recorded = str(files.project_root() / "cfdistill" / "teacher" / "recorded" / "offline.sqlite")
+def test_the_teachers_answers_are_counted_and_moved(tmp_path, capsys):
+    recorded = str(cache_path(Params(teacher="recorded", run_root=str(tmp_path))))
     file, copy = str(tmp_path / "answers.jsonl"), str(tmp_path / "copy.sqlite")
     assert main(["teacher", "stats", "--cache", recorded]) == 0
     assert "negative" in capsys.readouterr().out
@@ -150,13 +151,14 @@ def test_the_teachers_answers_are_counted_moved_and_forecast(tmp_path, capsys):
     assert main(["teacher", "import-cache", "--cache", copy, file]) == 0
     count = len((tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines())
     assert f"{count} answers added" in capsys.readouterr().out
-    own = ["-p", "run_root", str(tmp_path / "runs")]
-    assert main(["teacher", "forecast", str(SMOKE), *own]) == 0
+    own = ["-p", "run_root", str(tmp_path / "runs"), "-p", "train_scenes", "0"]
     live, requests = ["-p", "teacher", "live"], str(tmp_path / "requests.jsonl")
     assert main(["teacher", "batch-export", str(SMOKE), *own, *live, requests]) == 0
+    own_questions = ["-p", "methods", "ft,cf-distill,ft-cot-balanced,multi-view-more"]
+    assert main(["teacher", "batch-export", str(SMOKE), *own, *live, *own_questions, requests]) == 0
     (tmp_path / "results.jsonl").write_text("")
     assert main(["teacher", "batch-import", str(SMOKE), *own, *live, str(tmp_path / "results.jsonl")]) == 0
     told = capsys.readouterr().out
-    assert re.search(r"^mask +0 +12 ", told, re.MULTILINE)
-    assert "36 requests written" in told
+    assert re.search(r"^36 requests of about 1\d,\d{3} tokens written .* \(12 mask, ", told, re.MULTILINE)
+    assert "12 mask, 24 positive, 24 negative" in told
     assert "0 answers stored" in told

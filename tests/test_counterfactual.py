@@ -1,9 +1,7 @@
 """Counterfactuals: targets, masks, fills, checks, votes, and all steps together, of hostile questions too."""
 
-import gzip
 import json
 from collections import Counter
-from contextlib import closing
 from dataclasses import replace
 
 import httpx2
@@ -21,8 +19,6 @@ from cfdistill.generate.replies import read_strings
 from cfdistill.params import Params
 from cfdistill.schema import Question, answer_text, read_answer
 from cfdistill.teacher import Teacher
-from cfdistill.teacher.batch import import_cache
-from cfdistill.teacher.cache import Cache
 from cfdistill.teacher.prompts import render
 
 TWICE = "target stands twice among the options"
@@ -31,14 +27,11 @@ LAMP = Question("q1", "toy", "train", "Eli needs a lamp to read. What is it?", (
 
 class Scripted:
     def __init__(self, answers):
-        self.answers, self.asked, self.noted = answers, [], []
+        self.answers, self.asked = answers, []
 
     def ask(self, prompts):
         self.asked += prompts
         return [self.answers[prompt.task, prompt.sample] for prompt in prompts]
-
-    def note(self, step):
-        self.noted.append(step)
 
 
 def loaded(params):
@@ -135,7 +128,6 @@ def test_random_masks_depend_on_question_and_seed_and_ask_nobody(small_params):
     params = small_params.model_copy(update={"mask_source": "random"})
     (c, _) = counterfactual.make(params, teacher, [LAMP, replace(LAMP, id="q2")], [])
     assert c.spans == (random_span(LAMP.stem, params.data_seed),)
-    assert teacher.noted == ["mask", "fill", "vote"]
 
 
 def test_malformed_answers_are_asked_again_once_and_then_dropped(small_params):
@@ -315,29 +307,8 @@ def explained(params, candidates):
         return rationale.views([*loaded(params)[0], *rewrites], teacher)
 
 
-def test_the_shipped_recording_replays_the_default_study(tmp_path):
-    offline, recorded = (Params(teacher=who, run_root=str(tmp_path / who)) for who in ("offline", "recorded"))
-    candidates = made(offline)
-    assert made(recorded) == candidates
-    assert explained(recorded, candidates) == explained(offline, candidates)
-
-
-RECORDED = {"teacher": "recorded", "teacher_model": "large-language-model-2026-11"}
-RECORDED |= {"teacher_base_url": "https://recorded.invalid/v1"}
 CSQA = {"train_dataset": "csqa", "test_datasets": ["csqa"], "data_root": str(TEST_DATA / "benchmarks")}
 CSQA |= {"counterfactuals_per_question": 1, "reasoning_paths": 3, "vote_threshold": 3}
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory):
-    folder, packed = tmp_path_factory.mktemp("recordings"), TEST_DATA.parent / "teacher"
-    if not packed.is_dir():
-        pytest.skip(f"{packed} is not there; CFDISTILL_TEST_DATA names the folder beside it")
-    with closing(Cache(folder / "cache.sqlite")) as cache:
-        for file in packed.glob("*.answers.jsonl.gz"):
-            (folder / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
-            import_cache(folder / file.stem, cache)
-    return folder / "cache.sqlite"
 
 
 @pytest.mark.parametrize(
@@ -350,8 +321,10 @@ def recordings(tmp_path_factory):
         (CSQA | {"train_questions": 1200}, {"changed too much": 44, "too few votes": 22}, 7),
     ],
 )
-def test_the_recordings_of_a_real_teacher_replay_whole(recordings, changes, dropped, twins):
-    params = Params(teacher_cache=str(recordings), **RECORDED | changes)
+def test_the_shipped_recordings_of_a_real_teacher_replay_whole(tmp_path, changes, dropped, twins):
+    if "train_dataset" in changes and not TEST_DATA.is_dir():
+        pytest.skip(f"{TEST_DATA} is not there; CFDISTILL_TEST_DATA names the folder with CommonsenseQA")
+    params = Params(teacher="recorded", run_root=str(tmp_path), **changes)
     candidates = made(params)
     found = reasons(candidates)
     assert sum(found.pop(reason) for reason in [*found] if reason.startswith("target ")) == twins

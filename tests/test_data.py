@@ -31,9 +31,18 @@ def test_a_study_needs_all_of_what_it_trains_on_and_of_the_rest_the_tests():
     def splits(name, trained):
         return " ".join(data.splits(name, Params(train_dataset=trained)))
 
-    every = " ".join(weasel.REACHING)
+    every, both = "train validation id shift new", "train validation test unused"
     assert [splits("weasel-science", name) for name in ("csqa", "weasel-science")] == ["new", every]
-    assert [splits("csqa", name) for name in ("csqa", "weasel-science")] == ["train validation test", "test"]
+    assert [splits("csqa", name) for name in ("csqa", "weasel-science")] == [both, "test"]
+    params = Params(methods=["multi-view-more", "ft-cot-balanced"], tested="development")
+    assert data.splits("weasel-commonsense", params) == (
+        "train",
+        "validation",
+        "more",
+        "balanced",
+        "development",
+    )
+    assert data.splits("weasel-science", params) == ("development",)
 
 
 def test_what_is_only_tested_on_needs_no_other_files(tmp_path):

@@ -91,7 +91,8 @@ def test_all_scorings_come_from_one_checkpoint_and_are_the_same_twice(small_para
     for name, own in found.items():
         assert [(p.question_id, p.scoring, p.options) for p in own] == [(q.id, name, 4) for q in questions]
     models.load(params).save(tmp_path)
-    rounded, again = (models.load_folder("tiny", tmp_path, "bf16") for _ in "12")
+    rounding = params.model_copy(update={"precision": "bf16"})
+    rounded, again = (models.answering(rounding, tmp_path) for _ in "12")
     assert {str(weight.dtype) for weight in rounded.model.parameters()} == {"torch.bfloat16"}
     answers = predict.predict_all(rounded, questions, "cf-distill", params)
     assert answers == predict.predict_all(again, questions, "cf-distill", params)

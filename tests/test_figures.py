@@ -1,6 +1,7 @@
 import itertools
 import json
 import random
+from collections import defaultdict
 
 import matplotlib
 import pandas as pd
@@ -28,7 +29,7 @@ def study(train="weasel-commonsense", student="smollm2-135m", seed=0, methods=US
         Prediction(f"q{i}", *cell, "", "", m, METHODS[m].scoring, 0, 4, 1, rng.randrange(4), "")
         for cell, m, i in itertools.product(cells, methods, range(20))
     ]
-    return metrics.metrics_table(metrics.predictions_table(answers, train, student, seed))
+    return metrics.metrics_table(metrics.predictions_table(answers, train, student, seed, defaultdict(str)))
 
 
 def texts(fig):

@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 from contextlib import closing, suppress
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -23,6 +24,7 @@ from cfdistill.schema import Counterfactual, Example, Prediction, Question, Rati
 from cfdistill.study import grid
 from cfdistill.teacher import batch, budget
 from cfdistill.teacher.cache import LAYOUT, Answer, Cache
+from cfdistill.teacher.prompts import render
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
 pytestmark = pytest.mark.timeout(60 + EXAMPLES)
@@ -123,6 +125,7 @@ def test_published_rationales_are_read_or_refused(line, tmp_path):
         assert all(schema.read_answer(one.text, ASKED.options) == ASKED.answer for one in kept)
 
 
+PROMPT = render("reason", "Where?", ("barn", "sea"))
 BODY = {"model": "m", "choices": [{"message": {"content": "barn"}}], "usage": {"prompt_tokens": 7}}
 BODIES = rows(BODY) | VALUES.map(lambda content: BODY | {"choices": [{"message": {"content": content}}]})
 BODIES |= VALUES.map(lambda usage: BODY | {"usage": {"prompt_tokens": usage, "completion_tokens": usage}})
@@ -137,8 +140,9 @@ def cache(tmp_path_factory):
 @fuzz(response=BODIES.map(json.dumps) | DEEP | st.text(max_size=30), key=st.integers(0, 2**64))
 def test_a_response_is_stored_as_it_came_or_refused(response, key, cache):
     with suppress(ValueError):
-        cache.put_all([Answer.read(response, key=str(key), task="reason", base_url="u", model="m")])
-        stored = cache.get([str(key)])[str(key)]
+        read = Answer.to(replace(PROMPT, sample=key), response, "u", "m")
+        cache.put_all([read])
+        stored = cache.get([read.key])[read.key]
         assert stored.text.encode() == stored.text.encode("utf-8")
         assert isinstance(stored.prompt_tokens, int)
 
@@ -160,7 +164,7 @@ def untyped(tmp_path_factory):
 
 @fuzz(changes=st.dictionaries(st.sampled_from([*Answer._fields, "response"]), STORED, max_size=3))
 def test_a_row_of_a_cache_is_read_or_refused(changes, untyped):
-    sound = Answer.read(json.dumps(BODY), key="k", task="reason", base_url="u", model="m")
+    sound = Answer.to(PROMPT, json.dumps(BODY), "u", "m")._replace(key="k")
     row = sound._asdict() | changes
     untyped._db.execute("DELETE FROM answers")
     untyped._db.execute(f"INSERT INTO answers VALUES ({', '.join('?' * len(row))})", (*row.values(),))

@@ -17,8 +17,8 @@ from studies import write_user_files
 
 from cfdistill import data, files, pipeline
 from cfdistill.errors import ParamsError, StageError
+from cfdistill.evaluate import predict
 from cfdistill.methods import METHODS
-from cfdistill.schema import Prediction
 from cfdistill.study import grid
 
 PARAMS = files.project_root() / "params"
@@ -62,8 +62,8 @@ def answer_all(draft, params, method, dataset):
     how = METHODS[method].scoring
     for split in data.test_splits(dataset, params):
         rng = random.Random(f"{method} {dataset} {split} {params.seed}")
-        asked = [(f"s{i}.f2", dataset, split, "", f"s{i}", method, how, 1, 4, 0) for i in range(8)]
-        answers = [Prediction(*question, rng.randrange(4), "") for question in asked]
+        asked = pipeline.questions(dataset, split, params)
+        answers = [predict.answered(q, method, how, rng.randrange(len(q.options)), "", True) for q in asked]
         draft.write(f"predictions.{split}.{how}.jsonl", answers)
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 import random
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -36,8 +37,8 @@ def simulate(methods, items=40, seed=0, rate=0.5, **other):
     ]
 
 
-def tidy(predictions, seed=0, student="s", train=D):
-    return metrics.predictions_table(predictions, train, student, seed)
+def tidy(predictions, seed=0, student="s", train=D, steps=None):
+    return metrics.predictions_table(predictions, train, student, seed, steps or defaultdict(str))
 
 
 def measured(predictions):
@@ -52,13 +53,32 @@ def right(predictions, method):
     return np.array([p.predicted == p.gold for p in predictions if p.method == method])
 
 
+def test_steps_of_novelty_and_all_other_data_sets_together_are_measured_as_well():
+    answers = [prediction(f"q{i}", i % 2, split="shift") for i in range(4)]
+    others = [
+        prediction("q0", i, dataset=name, split="new") for i, name in enumerate(("weasel-science", "csqa"))
+    ]
+    steps = {(D, "q0"): "cue", (D, "q1"): "cue", (D, "q2"): "cause", (D, "q3"): "cause"}
+    steps |= {("weasel-science", "q0"): "format", ("csqa", "q0"): "format"}
+    found = metrics.metrics_table(tidy(answers + others, steps=steps))
+    cells = {(r.test_dataset, r.test_split, r.novelty): (r.n, r.accuracy) for r in found.itertuples()}
+    assert cells == {
+        (D, "shift", ""): (4, 0.5),
+        (D, "shift", "cue"): (2, 0.5),
+        (D, "shift", "cause"): (2, 0.5),
+        ("weasel-science", "new", ""): (1, 1.0),
+        ("csqa", "new", ""): (1, 0.0),
+        (metrics.OTHERS, "", ""): (2, 0.5),
+    }
+
+
 def test_rates_and_pairs_of_different_variants_by_hand():
     answers = [prediction(name, chosen) for name, chosen in (("right", 0), ("lured", 1), ("wrong", 2))]
     answers.append(prediction("d", 2, parsed=False))  # chosen for it, and wrong
     answers.append(prediction("e", 1, gold=1))  # the stereotype is right: no lure
     (row,) = measured(answers).itertuples(index=False)
     assert list(row._fields) == metrics.METRIC_COLUMNS
-    assert row[:9] == (D, "cf-distill", "s", 0, D, "shift", "direct", 5, 0.4)
+    assert row[:10] == (D, "cf-distill", "s", 0, D, "shift", "", "direct", 5, 0.4)
     assert (row.lure_rate, row.unparsed_rate) == (0.2, 0.2)
     assert (row.ci_low, row.ci_high) == stats.proportion_interval(2, 5)
     assert math.isnan(row.pair_consistency)

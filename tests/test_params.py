@@ -21,7 +21,7 @@ PROFILES = sorted(
         ({"epochs": 0}, "epochs: Input should be greater than 0"),
         ({"seed": 1.5}, "seed: Input should be a valid integer"),
         ({"train_dataset": "weasel"}, "train_dataset: unknown weasel; known are weasel-commonsense"),
-        ({"methods": ["ft", "dpo"]}, "methods: unknown dpo; known are ft, ft-cot"),
+        ({"methods": ["ft", "dpo"]}, "methods: unknown dpo; known are base, ft, ft-cot"),
         ({"methods": []}, "methods: needs at least one value"),
         ({"methods": "ft,ft"}, "methods: needs at least one value, each once"),
         ({"vote_threshold": 6}, r"vote_threshold is above reasoning_paths \(5\)"),
@@ -29,7 +29,7 @@ PROFILES = sorted(
         ({"min_edit_ratio": 0.9}, "min_edit_ratio is above max_edit_ratio"),
         (
             {"rationale_source": "file", "rationale_file": "r.jsonl"},
-            r"methods: cf-distill cannot be trained with rationale_source: file.*use ft, ft-cot or",
+            r"methods: cf-distill cannot be trained with rationale_source: file.*use base, ft, ft-cot or",
         ),
         ({"rationale_source": "file", "methods": ["ft"]}, "rationale_source: file needs rationale_file"),
     ],

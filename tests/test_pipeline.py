@@ -47,6 +47,36 @@ def replace_word(path, old, new):
     path.write_bytes(content.replace(old, new, 1))
 
 
+def test_further_questions_are_as_many_as_the_rewrites_and_base_is_not_trained(small_params):
+    methods = ["base", "multi-view-more", "ft-cot-balanced", "cf-distill"]
+    sizes = {
+        "train_scenes": 12,
+        "train_questions": 10,
+        "validation_questions": 4,
+        "test_datasets": ["weasel-commonsense"],
+    }
+    params = small_params.model_copy(update={"methods": methods, "max_steps": 1, **sizes})
+    for name in ("data", "counterfactuals", "rationales"):
+        for part in pipeline.parts(name, params):
+            pipeline.build(name, params, **part)
+    kept, own = pipeline.rewrites(params), pipeline.originals(params)
+    more, balanced = (pipeline.originals(params, method) for method in methods[1:3])
+    assert more[: len(own)] == own
+    assert len(more) == len(own) + len(kept) > len(own)
+    assert {q.id for q in balanced} - {q.id for q in own}
+    explained = {r.question_id for r in pipeline.rationales(params, "multi-view-more")}
+    assert explained <= {q.id for q in more}
+    assert len(pipeline.examples("multi-view-more", params)) > 2 * len(own)
+    assert pipeline.planned_steps("ft-cot-balanced", params) == pipeline.planned_steps("cf-distill", params)
+    assert [part["method"] for part in pipeline.parts("training", params)] == methods[1:]
+    pipeline.build("evaluation", params, method="base", dataset="weasel-commonsense")
+    steps = pipeline.steps(params)
+    assert {step for (_, _), step in steps.items()} <= {"cue", "answer", "cause", "scene"}
+    assert len(steps) == sum(
+        len(pipeline.questions("weasel-commonsense", s, params)) for s in weasel.TEST_SPLITS
+    )
+
+
 @pytest.mark.parametrize(
     ("file", "word", "first_changed"),
     [

@@ -36,7 +36,7 @@ def test_one_method_alone_has_its_stories_too(table):
     assert "shift: cf-distill right (4)" in stories.browse(alone)
 
 
-def test_browse_sorts_by_outcome_and_escapes_everything_and_side_by_side_marks_what_differs(table):
+def test_browse_sorts_by_outcome_and_escapes_everything(table):
     html = stories.browse(table)
     assert html.count("<details>") == 5
     groups = "<summary>shift: ft-cot lured, cf-distill right (2)</summary>"
@@ -45,8 +45,7 @@ def test_browse_sorts_by_outcome_and_escapes_everything_and_side_by_side_marks_w
     real = table.assign(stereotype=pd.array([pd.NA] * len(table), dtype="Int64"))  # none is known
     assert "<b>yes &amp; no</b>; <span>no</span>" in stories.browse(real)
     html = stories.side_by_side(table[:2].assign(text=["it is <b>hot</b>", "it is cold"]))
-    assert "it is <mark>&lt;b&gt;hot&lt;/b&gt;</mark></td>" in html
-    assert "it is <mark>cold</mark></td>" in html
+    assert "it is &lt;b&gt;hot&lt;/b&gt;</td>" in html
 
 
 NEST = ("barn", "freezer", "nest\nbox")

@@ -100,7 +100,7 @@ def test_gathered_folders_are_drawn_together(tmp_path):
         metrics.write_csv(answers, folder / "predictions.csv")
     results.draw(first)
     assert "mean of seeds 0, 1" in (first / "figures" / "table1.md").read_text()
-    assert set(metrics.over_seeds(pd.read_csv(first / "figures" / "headline.csv"))["seeds"]) == {2}
+    assert set(metrics.over_seeds(metrics.read_csv(first / "figures", "headline.csv"))["seeds"]) == {2}
     assert results.is_whole(first)
     (first / "metrics.csv").unlink()
     assert not results.is_whole(first)
@@ -159,10 +159,3 @@ def test_what_this_program_did_not_make_for_the_study_is_never_emptied(tmp_path,
     with pytest.raises(StageError, match=f"{profile} holds something else than results of {profile}"):
         results.collect(params)
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
-
-
-def test_a_grid_of_mixed_number_formats_says_so():
-    assert results.formats(RESULTS / "offline_full") == (
-        "Number formats: of these trainings, 10 in bf16 and 8 in fp32."
-    )
-    assert results.formats(RESULTS / "csqa_smollm2") == results.formats(RESULTS / "offline") == ""

@@ -55,6 +55,19 @@ def test_a_saved_student_answers_as_before_but_pickled_weights_are_not_read(smal
             use(of(small_params, folder))
 
 
+def test_weights_are_put_a_share_of_the_way_from_where_they_began(small_params, folder):
+    began = dict(models.load(small_params).model.named_parameters())
+    trained = models.load_folder("tiny-random", folder)
+    for weight in trained.model.parameters():
+        weight.data += 2
+    trained.save(folder)
+    for share, moved in ((0.0, 0.0), (0.25, 0.5), (1.0, 2.0)):
+        params = small_params.model_copy(update={"interpolation": share})
+        found = models.answering(params, folder).model.named_parameters()
+        for name, weight in found:
+            torch.testing.assert_close(weight, began[name] + moved)
+
+
 def test_a_student_is_known_by_its_content_not_its_place(small_params, folder):
     other = folder.parent.parent / "two" / "model"
     shutil.copytree(folder, other)

@@ -9,14 +9,14 @@ from cfdistill.show import tables
 
 def metric(method, split, accuracy, dataset="weasel-commonsense", scoring=""):
     low, high = measures.stats.proportion_interval(round(100 * accuracy), 100)
-    keys = ["weasel-commonsense", method, "smollm2-135m", 0, dataset, split]
+    keys = ["weasel-commonsense", method, "smollm2-135m", 0, dataset, split, ""]
     keys.append(scoring or METHODS[method].scoring)
     values = [100, accuracy, low, high, 0.25, 0.1, 0.0, 0.2]
     return dict(zip(measures.METRIC_COLUMNS, [*keys, *values], strict=True))
 
 
 def comparison(other, split, delta, p, dataset="weasel-commonsense"):
-    keys = ["weasel-commonsense", "smollm2-135m", dataset, split, "cf-distill", other]
+    keys = ["weasel-commonsense", "smollm2-135m", dataset, split, "", "cf-distill", other]
     values = [100, delta, delta - 0.1, delta + 0.1, p, p, 1]
     return dict(zip([*measures.COMPARISON_KEYS, *measures.COMPARED], [*keys, *values], strict=True))
 

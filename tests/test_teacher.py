@@ -18,8 +18,10 @@ from loopback import KEY, ask, completion, some_prompts
 from cfdistill.data import weasel
 from cfdistill.data.weasel import FORMATS, load_scenes
 from cfdistill.errors import TeacherError
+from cfdistill.params import Params
 from cfdistill.schema import answer_text, options_text, read_answer
 from cfdistill.teacher import Teacher, cache_path, cache_state, differing, identity, offline, prompts
+from cfdistill.teacher.cache import Cache
 from cfdistill.teacher.outcomes import NoAnswer
 from cfdistill.teacher.prompts import render
 
@@ -78,11 +80,11 @@ def test_answers_keep_their_order_and_equal_prompts_are_asked_once_and_kept_raw(
 
     answers, teacher = asyncio.run(notebook())
     assert answers == [f"echo {prompt.question}" for prompt in [*asked, *asked]]
-    first = teacher.request(asked[0])
+    first = asked[0].request("some-model")
     assert first in echo.requests
     assert [first[name] for name in ("model", "temperature", "seed")] == ["some-model", 0.7, 3]
     assert "max_completion_tokens" not in first
-    usage = {"requests": 30, "cache_hits": 0, "prompt_tokens": 6000, "completion_tokens": 600}
+    usage = {"requests": 30, "cache_hits": 0, "tokens": {"reason": (6000, 600)}}
     assert teacher.summary().items() >= {"model": "some-model", "backend": "live", **usage}.items()
     with Teacher(live, nobody) as again:
         ((key, row),) = again.cache.get([again.key(asked[0]), "unknown"]).items()
@@ -93,7 +95,7 @@ def test_answers_keep_their_order_and_equal_prompts_are_asked_once_and_kept_raw(
     assert teacher.used[key] == row.digest
     again, teacher = ask(live, asked[:5], nobody)
     assert again == answers[:5]
-    assert teacher.summary().items() >= {"requests": 0, "cache_hits": 5, "prompt_tokens": 1000}.items()
+    assert (teacher.usage.requests, teacher.usage.cache_hits) == (0, 5)
     assert ask(live, [], nobody)[0] == []
 
 
@@ -131,16 +133,14 @@ def test_answers_outlive_a_failure_and_requests_under_way_are_kept(live):
     assert teacher.usage.requests == 17
 
 
-def test_steps_note_what_they_took_whether_paid_or_replayed(live):
-    tables = []
+def test_costs_are_those_of_each_task_whether_paid_or_replayed(live):
+    lines = ["step,model,prompt_tokens,completion_tokens", "mask,some-model,400,40"]
     for handler in (Echo(), nobody):
         with Teacher(live, handler) as teacher:
-            for step, count in (("mask", 2), ("fill", 0), ("vote", 3)):
-                teacher.ask(some_prompts(count))
-                teacher.note(step)
-            tables.append(teacher.costs_table().to_csv(index=False).splitlines())
-    lines = ["step,model,prompt_tokens,completion_tokens", "mask,some-model,400,40", "fill,some-model,0,0"]
-    assert tables == [[*lines, "vote,some-model,600,60"]] * 2
+            for task, count in (("mask", 2), ("reason", 1), ("reason", 3)):
+                teacher.ask(some_prompts(count, task))
+        table = teacher.costs().to_csv(index=False).splitlines()
+        assert table == [*lines, "reason,some-model,800,80"]
 
 
 def execute(path, script):
@@ -199,11 +199,21 @@ def test_another_limit_buys_no_answer_again_that_ended_by_itself(live):
     rounds = [(20, range(5), {3, 4}), (20, (), {3, 4}), (30, (3, 4), {4}), (20, (), {4}), (0, (4,), set())]
     for limit, asked, cut in [*rounds, (5, (), set())]:
         sent = []
-        texts, _ = ask(
-            changed(live, teacher_max_tokens=limit, teacher_concurrency=1), some_prompts(5), answer
-        )
+        params = changed(live, teacher_max_tokens=limit, teacher_concurrency=1)
+        texts, _ = ask(params, some_prompts(5), answer)
         assert sent == [(number, limit or 100) for number in asked]
         assert {number for number, text in enumerate(texts) if isinstance(text, NoAnswer)} == cut
+
+
+def test_shipped_answers_are_found_by_the_training_data_set(tmp_path):
+    usual = {"teacher": "recorded", "run_root": str(tmp_path)}
+    for name, count in (("csqa", 11_691), ("weasel-commonsense", 3_967)):
+        path = cache_path(Params(train_dataset=name, **usual))
+        with closing(Cache(path, read_only=True)) as cache:
+            assert sum(total["answers"] for total in cache.totals()) == count
+        assert cache_path(Params(train_dataset=name, **usual)) == path
+    with pytest.raises(TeacherError, match="csqa, weasel-commonsense are shipped, but none about qasc"):
+        cache_path(Params(train_dataset="qasc", **usual))
 
 
 def test_recorded_replays_and_names_all_that_is_missing(live):
@@ -212,7 +222,7 @@ def test_recorded_replays_and_names_all_that_is_missing(live):
     assert again == answers
     assert teacher.model == "some-model"  # which needs no repeating: the file holds one model's answers
     masks = [render("mask", f"Is {i} odd?", ("yes", "no"), 0) for i in range(2)]
-    with pytest.raises(TeacherError, match=r"^6 answers are missing .*: 2 mask, 4 reason; first: '.* Is 0"):
+    with pytest.raises(TeacherError, match=r" 6 answers are missing .*: 2 mask, 4 reason; first: '.* Is 0"):
         ask(replay(live), [*some_prompts(3), *masks, *some_prompts(7)])
 
 
@@ -234,11 +244,7 @@ PROMPT, BANK = (prompts, "FOLDER", "mask.v1.txt"), (weasel, "BANK", "science.jso
 @pytest.mark.parametrize(
     ("backend", "change", "same"),
     [
-        (
-            "offline",
-            {"teacher_cache": "x", "run_root": "y", "teacher_model": "z", "teacher_concurrency": 3},
-            True,
-        ),
+        ("offline", {"teacher_cache": "x", "run_root": "y", "teacher_model": "z"}, True),
         ("offline", {"teacher_noise": 0.7}, False),
         ("offline", {"data_seed": 7}, False),
         ("offline", PROMPT, False),
@@ -251,9 +257,7 @@ PROMPT, BANK = (prompts, "FOLDER", "mask.v1.txt"), (weasel, "BANK", "science.jso
         ("live", BANK, True),
     ],
 )
-def test_identity_is_what_reaches_the_answers_and_no_place(
-    live, tmp_path, monkeypatch, backend, change, same
-):
+def test_identity_is_what_reaches_the_answers(live, tmp_path, monkeypatch, backend, change, same):
     params = changed(live, teacher=backend)
     before, other = identity(params, ["mask", "fill"]), identity(params, ["fill"])
     if isinstance(change, dict):
@@ -303,10 +307,8 @@ def test_live_needs_a_key_and_no_password(live, monkeypatch):
         Teacher(changed(live, teacher_base_url="http://me:hush@host/v1"))
     assert "hush" not in str(caught.value)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://from-the-environment/v1/")
-    told = [
-        identity(changed(live, **given), [])["base_url"] for given in ({}, {"teacher_base_url": "http://b"})
-    ]
-    assert told == ["http://from-the-environment/v1", "http://b"]
+    assert identity(live, [])["base_url"] == "http://from-the-environment/v1"
+    assert identity(changed(live, teacher_base_url="http://b"), [])["base_url"] == "http://b"
     assert identity(changed(live, teacher="offline"), [])["base_url"] == offline.BASE_URL
     for value in ("", "two\nlines", "schlüssel"):
         monkeypatch.setenv("OPENAI_API_KEY", value)

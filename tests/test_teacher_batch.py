@@ -1,4 +1,4 @@
-"""Answers by files: batches and what they will cost, the way from cache to cache, and a cache's `stats`."""
+"""Answers by files: batches, the way from cache to cache, and a cache's `stats`."""
 
 import json
 import multiprocessing
@@ -8,17 +8,16 @@ from contextlib import closing
 
 import httpx2
 import pytest
-from loopback import completion
+from loopback import completion, some_prompts
 
 from cfdistill import data
 from cfdistill.errors import ParamsError, TeacherError
 from cfdistill.generate import counterfactual, rationale
-from cfdistill.generate.missing import COLUMNS, collect, forecast, to_text
+from cfdistill.generate.missing import collect
 from cfdistill.params import Params
 from cfdistill.teacher import Teacher, batch, budget, cache_path, offline
 from cfdistill.teacher.batch import export_cache, import_cache
 from cfdistill.teacher.cache import Answer, Cache
-from cfdistill.teacher.prompts import TASKS
 
 
 class Clumsy(offline.SceneTeacher):
@@ -31,7 +30,7 @@ class Clumsy(offline.SceneTeacher):
         return super().__call__(request)
 
 
-ENGINE = Clumsy(0.1, seed=0)
+ENGINE, (MASK,) = Clumsy(0.1, seed=0), some_prompts(1, "mask")
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def made(params, handler=None):
 
 def export(params, target):
     with collect(params, *material(params)) as teacher:
-        return batch.write_requests(teacher, teacher.missing, target)
+        return batch.write_requests(teacher, teacher.missing, target)[0]
 
 
 def load(params, source):
@@ -90,7 +89,7 @@ def test_rounds_of_export_and_import_end_where_a_direct_run_does(batched, tmp_pa
             made(batched)
         exported = rows(requests)
         with collect(batched, *material(batched)) as teacher:  # what a direct call would send
-            bodies = {key: teacher.request(prompt) for key, prompt in teacher.missing.items()}
+            bodies = {key: prompt.request(teacher.model) for key, prompt in teacher.missing.items()}
         assert {row["custom_id"]: row["body"] for row in exported} == bodies
         assert {(row["method"], row["url"]) for row in exported} == {("POST", "/v1/chat/completions")}
         asked.update(row["custom_id"] for row in exported)
@@ -130,20 +129,14 @@ def test_result_files_are_read_as_endpoints_write_and_people_join_them(batched, 
     results = answered(tmp_path / "requests.jsonl")
     results[-1] |= {"response": None, "error": {"message": "expired"}}  # of the error file
     lines = [json.dumps(row) for row in results]
-    joined = (
-        "\ufeff"
-        + "\r\n".join(lines[:9])
-        + "\n\n \n"
-        + lines[9]
-        + "\n".join(lines[10:-1])
-        + "\n\n\ufeff"
-        + lines[-1]
-    )
+    crlf, joined = "\r\n".join(lines[:9]), lines[9] + "\n".join(lines[10:-1])
     for bad in ("{", "[]", "{}", '{"custom_id": 3}', '{"custom_id": "a", "response": 3}'):
         (tmp_path / "r.jsonl").write_text(f"{lines[0]}\n{bad}")
         with pytest.raises(TeacherError, match=r"jsonl, line 2: .* should hold results of a batch; nothing"):
             load(batched, tmp_path / "r.jsonl")
-    (tmp_path / "r.jsonl").write_bytes(joined.encode())  # the last line without a newline
+    (tmp_path / "r.jsonl").write_bytes(
+        f"\ufeff{crlf}\n\n \n{joined}\n\n\ufeff{lines[-1]}".encode()
+    )  # the last line without a newline
     assert load(batched, tmp_path / "r.jsonl") == (Counter(new=35, known=0, failed=1, unknown=0), "expired")
 
 
@@ -155,9 +148,10 @@ def test_what_does_not_fit_into_one_file_is_left_for_the_next(batched, tmp_path,
     monkeypatch.setattr(batch, "MAX_BYTES", len(file.read_bytes()) // 10)
     assert 0 < export(batched, file).total() < 10
     with collect(batched, *material(batched)) as teacher:
-        assert batch.write_requests(teacher, teacher.missing, file, max_requests=1).total() == 1
-        tokens = sum(budget.estimate_tokens(next(iter(teacher.missing.values()))))
-        assert batch.write_requests(teacher, teacher.missing, file, max_tokens=tokens).total() == 1
+        written, tokens = batch.write_requests(teacher, teacher.missing, file, max_requests=1)
+        assert tokens == sum(next(iter(teacher.missing.values())).estimate())
+        assert batch.write_requests(teacher, teacher.missing, file, max_tokens=tokens) == (written, tokens)
+        assert written.total() == 1
     assert file.stat().st_size <= batch.MAX_BYTES
 
 
@@ -169,70 +163,10 @@ def test_batches_need_a_live_teacher(batched, tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def counts(params, column="to ask"):
-    counted = forecast(params, *material(params))[column].to_dict()
-    assert counted.pop("total") == sum(counted.values())
-    return counted
-
-
-def test_forecast_counts_what_a_flawless_teacher_is_then_asked(small_params):
-    flawless = small_params.model_copy(update={"teacher_noise": 0.0})
-    before = counts(flawless)
-    assert before == {"mask": 12, "fill": 12, "reason": 60, "positive": 24, "negative": 24}
-    with Teacher(flawless) as teacher:
-        counterfactual.mask(counterfactual.propose(material(flawless)[0], 1), teacher)
-    assert counts(flawless) == before | {"mask": 0}
-    assert made(flawless)[2] == sum(before.values()) - 12
-    assert set(counts(flawless).values()) == {0}
-    assert counts(flawless, "in cache") == before
-
-
-def test_variants_and_controls_are_counted_and_nobody_is_asked(small_params, monkeypatch):
-    monkeypatch.setattr(offline.SceneTeacher, "__call__", lambda *_: pytest.fail("asked"))
-    plain = counts(small_params)
-
-    def more(**changes):
-        asked = counts(small_params.model_copy(update=changes))
-        return {task: asked[task] - plain[task] for task in plain if asked[task] != plain[task]}
-
-    assert more(vote_threshold=0) == {"reason": -60}
-    assert more(methods=["ft", "cf-distill", "cf-unfiltered"]) == {}
-    another = more(counterfactuals_per_question=2)
-    assert another == {"fill": 11, "reason": 55, "positive": 11, "negative": 11}  # one has a single target
-    doubled = {"fill": 12, "reason": 60, "positive": 12, "negative": 12}
-    assert more(methods=["ft", "cf-distill", "cf-random-mask"]) == doubled
-    from_file = {"rationale_source": "file", "rationale_file": "x", "methods": ["ft", "ft-cot"]}
-    assert more(**from_file) == {task: -count for task, count in plain.items()}
-
-
-def test_dollars_follow_from_tokens_and_the_price_table(small_params):
-    model = {"teacher": "live", "teacher_model": "gpt-5.2-2025-12-11"}
-    live = small_params.model_copy(update=model | {"teacher_budget_usd": 1.0})
-    table = forecast(live, *material(live))
-    total = table.iloc[-1]
-    price = budget.find_price(live.teacher_model, live)
-    assert total["dollars"] == price.usd(total["prompt tokens"], total["completion tokens"]) > 0
-    assert total["dollars"] == pytest.approx(table["dollars"].iloc[:-1].sum())
-    said = to_text(table, live).splitlines()
-    assert said[0].split() == " ".join(["task", *COLUMNS, "dollars"]).split()
-    assert [line.split()[0] for line in said[1:7]] == [*TASKS, "total"]
-    assert said[6].split()[-1] == f"{total['dollars']:.2f}"
-    assert f"as a batch ${total['dollars'] / 2:.2f}" in said[-2]
-    assert "recorded 2026-11-25" in said[-2]
-    assert said[-1].startswith("Assumed: ")
-    unknown = live.model_copy(update={"teacher_model": "who-knows"})
-    for params, dollars, told in (
-        (unknown, float("nan"), "its price is not known; give it by teacher_prices"),
-        (small_params, 0.0, "Nobody has to be paid."),
-    ):
-        table = forecast(params, *material(params))
-        assert list(table["dollars"]) == pytest.approx([dollars] * 6, nan_ok=True)
-        assert told in to_text(table, params)
-
-
 def answer(number, content="fine", **changes):
-    read = Answer.read(json.dumps(completion(content)), f"{number:064x}", "mask", "http://u/v1", "m")
-    return read._replace(**{"created": "2026-01-31T12:00:00+00:00", **changes})
+    read = Answer.to(MASK, json.dumps(completion(content)), "http://u/v1", "m")
+    given = {"key": f"{number:064x}", "created": "2026-01-31T12:00:00+00:00"}
+    return read._replace(**{**given, **changes})
 
 
 def filled(path, *answers):

@@ -67,17 +67,8 @@ def test_every_oddity_of_an_endpoint_has_its_outcome(small_params, monkeypatch, 
     assert not set(case.get("without", [])) & (sent or [{}])[-1].keys()
 
 
-ODDITIES = (
-    "filter",
-    "length",
-    "elsewhere",
-    "thinking",
-    "chunks",
-    "invalid once",
-    "no usage",
-    "plain",
-    "carried",
-)
+ODDITIES = ("filter", "length", "elsewhere", "thinking", "chunks", "invalid once", "no usage", "plain")
+ODDITIES += ("carried",)
 REASONS = {"filter": FILTERED, "length": CUT}  # of what is odd every time it is asked
 
 
@@ -106,12 +97,10 @@ class Menagerie:
             return 400, {"error": {"code": "json_validate_failed", "message": "Failed to generate JSON"}}
         told = self.scenes(httpx2.Request("POST", "http://scenes", json=body)).json()
         self.paid[f"{question} {body['messages'][0]['content'][:40]} {body['seed']}"] += 1
-        message = told["choices"][0]["message"]
+        message, drafts = told["choices"][0]["message"], '<think>{"spans": ["a"]} The answer is b.</think>'
         changes = {
             "elsewhere": {"content": None, "reasoning_content": message["content"]},
-            "thinking": {
-                "content": f'<think>{{"spans": ["a"]}} The answer is b.</think>{message["content"]}'
-            },
+            "thinking": {"content": drafts + message["content"]},
             "chunks": {"content": [{"type": "thinking"}, {"type": "text", "text": message["content"]}]},
         }
         message |= changes.get(kind, {})
@@ -142,16 +131,15 @@ def test_a_study_completes_with_an_endpoint_that_has_every_oddity(small_params, 
     assert sum('"dropped"' not in answer.response for answer in answers) == zoo.paid.total()
     assert all(a.prompt_tokens and a.completion_tokens for a in answers if '"dropped"' not in a.response)
     funnel, ledger = (
-        pd.read_csv(stage.path / name).fillna("")
-        for stage, name in zip(stages, ("funnel.csv", "ledger.csv"), strict=True)
+        stage.path / name for stage, name in zip(stages, ("funnel.csv", "ledger.csv"), strict=True)
     )
     questions = {q.id: q for q in pipeline.questions(params.train_dataset, "train", params)}
     questions |= {c.question.id: c.question for c in pipeline.rewrites(params)}
-    for row in ledger.itertuples():
+    for row in pd.read_csv(ledger).fillna("").itertuples():
         q = questions[row.question_id]
         kind = oddity(render(row.view, q.stem, q.options, q.answer).question)
         assert (row.reason == REASONS.get(kind)) == (kind in REASONS), (kind, row)
-    for row in funnel.itertuples():
+    for row in pd.read_csv(funnel).fillna("").itertuples():
         q = questions[row.question_id]
         kind = oddity(render("mask", q.stem, q.options, q.answer).question)
         assert (row.reason == f"mask: {REASONS.get(kind)}") == (kind in REASONS), (kind, row)
@@ -167,9 +155,8 @@ def test_a_stage_that_keeps_nothing_says_so_unless_that_is_allowed(small_params,
     with Loopback(answer=lambda body: (400, filtered)) as server:
         given = {"teacher": "live", "teacher_model": "some-model", "teacher_base_url": server.url}
         params = small_params.model_copy(update=given)
-        with pytest.raises(
-            StageError, match=r"counterfactuals: nothing is kept \(12 mask: content filter\); "
-        ):
+        told = r"counterfactuals: nothing is kept \(12 mask: content filter\); "
+        with pytest.raises(StageError, match=told):
             made(params)
         stages = made(params.model_copy(update={"allow_empty": True}))
     assert server.requests == 12 + 24  # each once, in both attempts

@@ -19,7 +19,6 @@ from cfdistill.files import project_root
 from cfdistill.params import Params
 from cfdistill.study import run
 from cfdistill.teacher import Teacher, cache_path, endpoint, offline
-from cfdistill.teacher.budget import estimate_tokens
 from cfdistill.teacher.outcomes import EMPTY
 
 BAD = {"fault_rate": 1.0}
@@ -58,29 +57,21 @@ def test_every_answer_arrives_once_in_spite_of_faults_and_no_key_is_logged(live,
     refused = server.met["refusal"]
     assert server.requests == count + server.met.total() - refused
     assert teacher.usage.requests >= server.requests  # a server that is slow to accept has not seen them all
-    broken = ("truncated JSON", "wrong content type", "empty choices")
-    assert teacher.usage.broken == sum(server.met[fault] for fault in broken)
     assert answers.count(EMPTY) == refused
     assert {head.splitlines()[0] for head in server.heads} == {"POST /v1/chat/completions HTTP/1.1"}
     assert all(f"authorization: bearer {KEY}" in head.lower() for head in server.heads)
     assert server.met["server error"]  # whose body quotes the key
     assert KEY not in caplog.text + str(cache_path(params).read_bytes())
-    assert all(
-        text in (EMPTY, f"echo {prompt.question}") for text, prompt in zip(answers, asked, strict=True)
-    )
+    for text, prompt in zip(answers, asked, strict=True):
+        assert text in (EMPTY, f"echo {prompt.question}")
 
 
 @pytest.mark.parametrize(
     ("serving", "attempts", "message"),
     [
-        (
-            BAD | {"faults": ["wrong content type"]},
-            2,
-            "answered no chat completion; check teacher_base_url, ",
-        ),
+        (BAD | {"faults": ["wrong content type"]}, 2, "answered no chat completion; check teacher_base_u"),
         (BAD | {"faults": ["rate limit"]}, 2, r"429.*lower teacher_requests_per_minute.*0 of 50 answers"),
         ({"latency_s": 3.0}, 2, r"127\.0\.0\.1:.*/v1, model some-model, cannot .*APITimeout"),
-        ({"answer": always(404, f"the key {KEY}")}, 1, "HTTP 404: the key …"),
     ],
 )
 def test_what_cannot_work_is_told_soon_and_without_the_key(live, monkeypatch, serving, attempts, message):
@@ -164,7 +155,7 @@ def test_processes_share_one_budget_and_a_dead_ones_reservations_lapse(live):
         for process in processes:
             assert "teacher_budget_usd is reached" in process.communicate(timeout=60)[1]
         assert 25 < server.requests <= 60
-        tokens = estimate_tokens(some_prompts(1)[0])
+        tokens = some_prompts(1)[0].estimate()
         set_aside = (tokens[0] * 1.75 + tokens[1] * 14) / 1e6  # for one request
         cap = server.requests * price + 1.5 * set_aside
         server.latency_s, params = 5.0, params.model_copy(update={"teacher_budget_usd": cap})

@@ -1,3 +1,4 @@
+import json
 import math
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ from cfdistill.params import Params
 NAMES = [f"weasel-{format}" for format in weasel.FORMATS]
 SPLITS = ("train", "validation", *weasel.TEST_SPLITS)
 COUNTS = dict(zip(weasel.FORMATS, [(246, 5, 5), (100, 2, 2), (100, 8, 4), (100, 4, 4)], strict=True))
+SIZES = {"train_scenes": 120, "train_questions": 120, "test_questions": 240, "new_questions": 300}
 ALL_OF_IT = {"train_scenes": 0, "train_questions": 100, "test_questions": 10_000, "new_questions": 10_000}
 
 
@@ -67,6 +69,77 @@ def test_stereotype_guesser_scores_what_spurious_rate_says(rate):
         assert right == (0 if split == "shift" else round(rate * len(questions))), split
 
 
+def test_tests_show_cues_that_training_does_not():
+    params = Params(train_dataset="weasel-commonsense", **SIZES)
+    asked = {split: data.load("weasel-commonsense", split, params) for split in weasel.REACHING}
+    shown = {(q.scene, q.options[q.answer], q.cue) for q in asked["train"]}
+    others = {
+        (q.scene, q.options[q.answer], q.cue)
+        for s in ("more", "balanced")
+        for q in asked[s]
+        if q.subset != "stereotype"
+    }
+    for split in ("id", "shift"):
+        cues = {(q.scene, q.options[q.answer], q.cue) for q in asked[split]}
+        assert cues.isdisjoint(shown), split
+        assert cues.isdisjoint(others), split
+    stereotypes = {(q.scene, q.cue) for q in asked["id"] if q.subset == "stereotype"}
+    again = {split: {(q.scene, q.cue) for q in asked[split]} & stereotypes for split in ("more", "balanced")}
+    assert not again["balanced"]
+    assert len(again["more"]) < 30  # of 108: there are too few wordings to leave out all
+    stems = {split: {q.stem for q in asked[split]} for split in ("train", "more")}
+    assert len(stems["more"]) == 240
+    assert stems["more"].isdisjoint(stems["train"])
+    balanced = asked["balanced"]
+    assert len({q.scene for q in balanced}) == len(balanced) == 120  # no two questions of one scene
+    share = 108 / (120 + 228)  # of stereotypes among originals and rewrites
+    assert sum(q.subset == "stereotype" for q in balanced) == round(120 * share)
+    held_out = {q.scene for q in asked["development"]}
+    trained = {q.scene for split in ("train", "validation", "more", "balanced") for q in asked[split]}
+    assert held_out.isdisjoint(trained | {q.scene for q in asked["new"]})
+
+
+def test_unseen_answers_are_all_asked_once_before_one_is_asked_under_its_other_cue():
+    asked = data.load("weasel-science", "new", Params(new_questions=10_000))
+    answers = [(q.scene, q.options[q.answer]) for q in asked]
+    half = len(answers) // 2
+    assert set(answers[:half]) == set(answers[half:])
+    assert len(set(answers)) == half
+    assert len({q.stem for q in asked}) == 2 * half == 216
+
+
+def test_scenes_of_ones_own_are_all_unseen_and_a_bad_one_is_one_sentence(tmp_path):
+    rows = [json.loads(line) for line in (weasel.BANK / "science.jsonl").read_text().splitlines()[:3]]
+    lines = [json.dumps(row | {"frames": [f"Own {frame}" for frame in row["frames"]]}) for row in rows]
+    path = tmp_path / "scenes.jsonl"
+    params = Params(scene_bank=str(path), test_datasets=["weasel-user"])
+    path.write_text("\n".join(lines))
+    asked = data.load("weasel-user", "new", params)
+    assert (len(asked), len({q.scene for q in asked})) == (3 * 4 * 2, 3)
+    assert {q.subset for q in asked} == {"", "stereotype"}
+    before = data.facts("weasel-user", params)
+    path.write_text("\n".join(lines[:2]))
+    assert data.facts("weasel-user", params) != before
+    row = json.loads(lines[0])
+    for change, told in (
+        ({"cues": row["cues"][:1]}, "need one entry for each answer"),
+        ({"frames": ["no slot"] * 3}, "three frames, each with one"),
+        ({"options": "four"}, "no valid Scene"),
+    ):
+        path.write_text(json.dumps(row | change))
+        with pytest.raises(DataError, match=f"scenes.jsonl, line 1: .*{told}"):
+            data.load("weasel-user", "new", params)
+    path.write_text(json.dumps(row | {"options": ["sand", "clay", "chalk", "Sand"]}))
+    with pytest.raises(DataError, match="two of its options are equal"):
+        data.load("weasel-user", "new", params)
+    path.write_text("\n".join(lines).replace("Own ", ""))
+    with pytest.raises(DataError, match="scene ar-001 stands in the shipped bank, too"):
+        data.load("weasel-user", "new", params)
+    path.unlink()
+    with pytest.raises(DataError, match="weasel-user needs scene_bank"):
+        data.load("weasel-user", "new", params)
+
+
 def test_test_answers_are_spread_evenly():
     shift = data.load("weasel-commonsense", "shift", Params(**ALL_OF_IT))
     scenes, letters = Counter(q.scene for q in shift), Counter(q.answer for q in shift)
@@ -76,9 +149,9 @@ def test_test_answers_are_spread_evenly():
 
 
 def test_sampling_is_seeded_and_what_cannot_be_sampled_is_one_sentence():
-    first, again, other = (data.load("weasel-science", "id", Params(data_seed=seed)) for seed in (0, 0, 1))
+    first, again, other = (data.load("weasel-science", "train", Params(data_seed=seed)) for seed in (0, 0, 1))
     assert first == again != other
-    drawn = ["ar-087.f2.v0.c1", "ar-080.f2.v1.c0", "ar-078.f2.v3.c1"]
+    drawn = ["ar-093.f0.v2.c0", "ar-048.f1.v1.c1", "ar-058.f0.v3.c0"]
     assert [q.id for q in first[:3]] == drawn  # for good: recorded answers hang on it
     with pytest.raises(DataError, match="has no split 'tset'; it has train"):
         data.load("weasel-science", "tset", Params())

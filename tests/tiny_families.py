@@ -1,5 +1,6 @@
 """Tiny random models of every family with tokenizers of its kind, saved as published students are."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,18 @@ TEXTS = [text for scene in SCENES for text in (*scene.frames, *scene.options, *s
 FAMILIES = ("llama", "gpt2", "opt", "opt-350m", "gpt_neo", "bart", "t5")
 
 
-def tokenizer_of(family: str) -> Any:
+def tokenizer_of(family: str, texts: Sequence[str] = TEXTS, size: int = 500) -> Any:
     """Return a tokenizer: byte-level BPE, with OPT's and BART's special tokens around a text; T5 unigram."""
     if family == "t5":
         tokens, special = tokenizers.Tokenizer(models.Unigram()), ["<pad>", "</s>", "<unk>"]
         tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=500, special_tokens=special, unk_token="<unk>")
-        tokens.train_from_iterator(TEXTS, trainer)
+        trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=special, unk_token="<unk>")
+        tokens.train_from_iterator(texts, trainer)
         around, names = "$A </s>", {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     else:
         ends = ["<|endoftext|>"] if family in ("llama", "gpt2", "gpt_neo") else ["<s>", "<pad>", "</s>"]
         bpe = tokenizers.ByteLevelBPETokenizer()
-        bpe.train_from_iterator(TEXTS, vocab_size=500, special_tokens=ends, show_progress=False)
+        bpe.train_from_iterator(texts, vocab_size=size, special_tokens=ends, show_progress=False)
         tokens = bpe._tokenizer
         around = {"bart": "<s> $A </s>"}.get(family, "</s> $A" if family.startswith("opt") else "$A")
         names = {"eos_token": ends[-1], "pad_token": "<pad>" if "<pad>" in ends else ends[-1]}

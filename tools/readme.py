@@ -58,7 +58,7 @@ def blocks(folder: Path) -> dict[str, str]:
     made = f"Made on {machine['cores']} cores ({machine['processor']}) in {minutes:.1f} minutes in total."
     return {
         "results": _joined(_compared(*default), made),
-        "seeds": _joined(_compared(*own), results.formats(folder / "offline_full")),
+        "seeds": _compared(*own),
         **{name: _swept(folder / name, trained) for name in GRIDS},
         "benchmark": f"{tables.to_markdown(*real)}\n{tables.differences(real[1])}",
     }
@@ -105,8 +105,7 @@ def _swept(folder: Path, dataset: str) -> str:
             for r in metrics.each_row(cell)
         }
         lines.append([told, method, cell["seeds"].iloc[0], *(shown.get(split, "–") for split in SPLITS)])
-    table = pd.DataFrame(lines, columns=["training", "method", "seeds", *SPLITS]).to_markdown(index=False)
-    return _joined(table, results.formats(folder))
+    return pd.DataFrame(lines, columns=["training", "method", "seeds", *SPLITS]).to_markdown(index=False)
 
 
 if __name__ == "__main__":

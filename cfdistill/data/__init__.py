@@ -1,11 +1,12 @@
 """Questions from the built-in testbed and from real benchmarks, behind one `load`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cfdistill.data import benchmarks, weasel
 from cfdistill.data.benchmarks import text_of
 from cfdistill.errors import DataError
+from cfdistill.methods import METHODS
 from cfdistill.params import BENCHMARKS, Params
 from cfdistill.schema import Question
 
@@ -17,7 +18,7 @@ def load(name: str, split: str, params: Params) -> list[Question]:
     read = benchmarks.load if name in BENCHMARKS else weasel.load
     questions = read(name, split, params)
     if not questions:
-        raise DataError(f"{name}: split {split!r} is empty with these parameters; raise the sizes")
+        raise DataError(f"{name}: split {split!r} is empty with these parameters; change the sizes")
     if len({question.id for question in questions}) < len(questions):
         raise DataError(f"{name}: split {split!r} holds a question id twice")
     return questions
@@ -25,15 +26,23 @@ def load(name: str, split: str, params: Params) -> list[Question]:
 
 def test_splits(name: str, params: Params) -> tuple[str, ...]:
     """Return the splits to test on: all of a testbed that was trained on, `new` of another one."""
+    if params.tested == "development":
+        return ("development",)
     if name in BENCHMARKS:
-        return ("test",)
+        trained = name == params.train_dataset and "pool" in BENCHMARKS[name]
+        return ("test", "unused") if trained else ("test",)
     return weasel.TEST_SPLITS if name == params.train_dataset else ("new",)
 
 
 def splits(name: str, params: Params) -> tuple[str, ...]:
     """Return the splits that a study needs: of a data set that is not trained on, those to test on."""
-    trained = ("train", "validation") if name == params.train_dataset else ()
-    return (*trained, *test_splits(name, params))
+    return (*trained_splits(name, params), *test_splits(name, params))
+
+
+def trained_splits(name: str, params: Params) -> tuple[str, ...]:
+    """Return the splits that a study's methods are trained and validated on."""
+    used = [split for method in params.methods for split in METHODS[method].splits]
+    return tuple(dict.fromkeys(["train", "validation", *used])) if name == params.train_dataset else ()
 
 
 def facts(name: str, params: Params) -> dict[str, Any]:
@@ -48,17 +57,15 @@ def survey(name: str, params: Params) -> list[dict[str, Any]]:
     return benchmarks.survey(name, splits(name, params), params) if name in BENCHMARKS else []
 
 
-def overlap(trained: Iterable[Question], tested: Iterable[Question]) -> list[str]:
-    """Return the ids of tested questions whose text (`text_of`) also stands among trained ones."""
-    known = {text_of(question) for question in trained}
-    return [question.id for question in tested if text_of(question) in known]
-
-
 def check_overlap(name: str, trained: Sequence[Question], tested: Sequence[Question]) -> list[str]:
-    """Return `overlap`; DataError when it is over MOST_OVERLAP of the tested or validation questions."""
-    found = overlap(trained, tested)
+    """Return the ids of tested questions that are trained or validated on, by their texts (`text_of`).
+
+    Raises DataError when they are over MOST_OVERLAP of the tested or validation questions.
+    """
+    known, asked = ({text_of(question) for question in own} for own in (trained, tested))
+    found = [question.id for question in tested if text_of(question) in known]
     validating = [question for question in trained if question.split == "validation"]
-    leaked = len(overlap(tested, validating))
+    leaked = sum(text_of(question) in asked for question in validating)
     if len(found) > MOST_OVERLAP * len(tested) or leaked > MOST_OVERLAP * len(validating):
         told = f"{len(found)} of {len(tested)} test questions are also trained or validated on"
         told += f" (and {leaked} of {len(validating)} validation questions tested on)"

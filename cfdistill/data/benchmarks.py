@@ -13,33 +13,102 @@ from typing import Any
 
 from cfdistill.errors import DataError
 from cfdistill.files import resolve, sha256
+from cfdistill.methods import METHODS
 from cfdistill.params import BENCHMARKS, Params
 from cfdistill.schema import LETTERS, UNWRITABLE, Question, jsonl_lines, option_key
 
-LIMITS = {"train": "train_questions", "validation": "validation_questions", "test": "test_questions"}
+REACHING = {  # the parameters that change a split, beside data_seed; the first one limits it
+    "train": ("train_questions",),
+    "validation": ("validation_questions",),
+    "test": ("test_questions",),
+    "more": ("train_questions", "counterfactuals_per_question"),
+    "siblings": ("train_questions",),
+    "unused": ("new_questions", "train_questions", "counterfactuals_per_question"),
+    "development": (
+        *("new_questions", "validation_questions", "train_questions", "counterfactuals_per_question"),
+    ),
+}
+OF_SETS = ("siblings", "unused", "development")  # splits of a data set whose rows name their concepts
 MOST_CHARACTERS = 8000  # stem and options; ten times what the longest row of the official files has
 
 
 def load(name: str, split: str, params: Params) -> list[Question]:
     """Return the first questions of a split, or with a `data_seed` over 0 as many drawn ones."""
-    if split not in LIMITS:
-        raise DataError(f"{name} has no split {split!r}; it has {', '.join(LIMITS)}")
-    sources, wanted = BENCHMARKS[name]["sources"], getattr(params, LIMITS[split])
+    if split not in REACHING or (split in OF_SETS and "pool" not in BENCHMARKS[name]):
+        told = "; tested: development needs csqa or the testbed" if split == "development" else ""
+        raise DataError(f"{name} has no split {split!r}; it has train, validation, test, more{told}")
+    if split == "siblings":
+        return _siblings(name, params)
+    sources, after, wanted = BENCHMARKS[name]["sources"], 0, getattr(params, REACHING[split][0])
+    if split == "more":  # the rows after those that are trained on anyway
+        after, wanted = wanted, wanted * (1 + params.counterfactuals_per_question)
     rows = _rows(name, split, sources.get(split, sources["train"]), params)
     if "validation" not in sources and split != "test":  # a fixed tenth of train is held out for it
-        rows = (question for question in rows if (_hash(question.id) % 10 == 0) == (split == "validation"))
+        held_out = split in ("validation", "development")
+        rows = (question for question in rows if _is_held_out(question) == held_out)
+    if split in OF_SETS:
+        rows = _of_new_concepts(name, split, rows, params)
     if not params.data_seed:
-        return list(islice(rows, wanted))
-    numbered = enumerate(rows)
-    drawn = heapq.nsmallest(wanted, numbered, lambda item: _hash(f"{params.data_seed}/{item[1].id}"))
-    return [question for _, question in sorted(drawn, key=lambda item: item[0])]
+        return list(islice(rows, after, wanted))
+    drawn = heapq.nsmallest(wanted, enumerate(rows), lambda item: _hash(f"{params.data_seed}/{item[1].id}"))
+    return [question for _, question in sorted(drawn[after:], key=lambda item: item[0])]
+
+
+def _trained(params: Params) -> list[str]:
+    return sorted({"train", *(split for method in params.methods for split in METHODS[method].splits)})
+
+
+def _is_held_out(question: Question) -> bool:
+    return _hash(question.id) % 10 == 0
+
+
+def _of_new_concepts(name: str, split: str, rows: Iterator[Question], params: Params) -> Iterator[Question]:
+    """Yield the rows of concepts that no training row has, nor its pool, nor (`unused`) validation."""
+    every = list(_rows(name, split, BENCHMARKS[name]["sources"]["train"], params))
+    pool = [question for question in every if not _is_held_out(question)][: BENCHMARKS[name]["pool"]]
+    known = {question.scene for question in pool}
+    known |= {question.scene for used in _trained(params) for question in load(name, used, params)}
+    if split == "unused":
+        known |= {question.scene for question in every if _is_held_out(question)}
+    validating = {q.id for q in load(name, "validation", params)} if split == "development" else ()
+    yield from (q for q in rows if q.scene not in known and q.id not in validating)
+
+
+def _siblings(name: str, params: Params) -> list[Question]:
+    """Return for each training question, where there is one, the first row that is its counterfactual.
+
+    Such rows share the concept and three options; either's right answer is a wrong option of the other.
+    """
+    originals = load(name, "train", params)
+    source, by_concept = BENCHMARKS[name]["sources"]["train"], dict[str, list[Question]]()
+    known = {question.id for question in originals}
+    for row in _rows(name, "siblings", source, params):
+        if not _is_held_out(row) and row.id not in known:
+            by_concept.setdefault(row.scene, []).append(row)
+    found: dict[str, Question] = {}
+    for original in originals:
+        fit = (row for row in by_concept.get(original.scene, []) if _is_sibling(original, row))
+        if sibling := next((row for row in fit if row.id not in found), None):
+            found[sibling.id] = sibling
+    return list(found.values())
+
+
+def _is_sibling(one: Question, other: Question) -> bool:
+    (mine, right), (theirs, wrong) = (
+        ([option_key(option) for option in q.options], option_key(q.options[q.answer])) for q in (one, other)
+    )
+    return len({*mine} & {*theirs}) >= 3 and right in theirs and wrong in mine and right != wrong
 
 
 def facts(name: str, splits: Sequence[str], params: Params) -> dict[str, Any]:
     """Return what reaches these splits: parameters, and the files' hashes or the hub's pinned revision."""
-    found = params.model_dump(include={"data_source", "data_seed", *(LIMITS[split] for split in splits)})
+    reaching = {parameter for split in splits for parameter in REACHING[split]}
+    found = params.model_dump(include={"data_source", "data_seed", *reaching})
+    if not {*OF_SETS}.isdisjoint(splits):
+        found |= {"pool": BENCHMARKS[name].get("pool"), "trained": _trained(params)}
     if params.data_source == "files":
-        files = [file for split, (file, *_) in BENCHMARKS[name]["sources"].items() if split in splits]
+        sources = BENCHMARKS[name]["sources"]
+        files = sorted({sources.get(split, sources["train"])[0] for split in splits})
         return found | {"files": {file: sha256(_path(name, file, params)) for file in files}}
     if (clone := _clone(name, params)) is None:
         return found | {part: BENCHMARKS[name][part] for part in ("hub", "configuration")}
@@ -94,7 +163,7 @@ def _rows(name: str, split: str, source: list[Any], params: Params) -> Iterator[
 
 def _question(name: str, split: str, row: dict[str, Any], spare_id: str) -> Question:
     """Check a row and put its options in the order of their labels; DataError says what is wrong."""
-    stem, labels, options, key = READERS[BENCHMARKS[name]["rows"]](row)
+    stem, labels, options, key, *concept = READERS[BENCHMARKS[name]["rows"]](row)
     if key in (None, ""):
         raise DataError("unlabeled")
     labels, texts = [str(label) if type(label) is int else label for label in labels], [stem, *options]
@@ -109,16 +178,19 @@ def _question(name: str, split: str, row: dict[str, Any], spare_id: str) -> Ques
         raise DataError("with NUL or half a character")
     choices = dict(sorted(zip(labels, options, strict=True), key=lambda choice: (len(choice[0]), choice[0])))
     ordered = tuple(text.strip() for text in choices.values())
-    return Question(own_id, name, split, stem.strip(), ordered, list(choices).index(str(key)))
+    answer = list(choices).index(str(key))
+    return Question(own_id, name, split, stem.strip(), ordered, answer, scene="".join(concept))
 
 
 def _read_nested(row: dict[str, Any]) -> tuple[Any, ...]:
     """Read the layout that the files of CSQA, QASC, ARC and OpenBookQA share, or the hub's flat one."""
     question = row["question"] if "question" in row else row["question_stem"]
     if not isinstance(question, dict):
-        return question, row["choices"]["label"], row["choices"]["text"], row.get("answerKey")
+        concept = str(row.get("question_concept") or "")
+        return question, row["choices"]["label"], row["choices"]["text"], row.get("answerKey"), concept
     labels, options = ([choice[part] for choice in question["choices"]] for part in ("label", "text"))
-    return question["stem"], labels, options, row.get("answerKey")
+    concept = str(question.get("question_concept") or "")
+    return question["stem"], labels, options, row.get("answerKey"), concept
 
 
 def _read_quarel(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -165,10 +237,8 @@ def _hub_rows(name: str, split: str, params: Params) -> Iterator[tuple[int, Any]
     try:  # streaming, for a cache would not see that a clone has changed
         yield from enumerate(datasets.load_dataset(where, benchmark["configuration"], **asked), 1)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        small = [path for path in clone.rglob("*.parquet") if path.stat().st_size < 1000] if clone else []
-        pointers = [str(path) for path in small if path.read_bytes().startswith(b"version https://git-lfs")]
-        why = f"{pointers[0]} is a git-lfs pointer: run `git lfs pull`" if pointers else str(error)[:200]
-        raise DataError(f"{where} cannot be loaded ({' '.join(why.split())}); see docs/data.md") from error
+        why = " ".join(str(error)[:200].split())
+        raise DataError(f"{where} cannot be loaded ({why}); see docs/data.md") from error
 
 
 def _hash(text: str) -> int:

@@ -1,34 +1,39 @@
 """The `weasel` testbed: questions whose causal words, lures and counterfactuals are known."""
 
 import hashlib
-import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cfdistill.errors import DataError
-from cfdistill.files import sha256
+from cfdistill.files import resolve, sha256
 from cfdistill.params import Params
-from cfdistill.schema import Question
+from cfdistill.schema import LETTERS, Question, Record, option_key, read_jsonl
 
 BANK = Path(__file__).with_name("scenes")
 FORMATS = ("commonsense", "qualitative", "composition", "science")
+USER = "user"  # the format of a reader's own scenes, those of `scene_bank`: all are unseen
 TEST_SPLITS = ("id", "shift", "new")
-TRAIN_FRAMES, TEST_FRAME = (0, 1), 2  # no wording of a test question is ever trained on
+UNSEEN = ("new", "development")  # splits of scenes that training has not
+DEVELOPMENT = 0.15  # share of the seen scenes on which recipes are chosen, and nothing is trained
+TEST_FRAME = 2  # of 3: no wording of a test question is ever trained on
 REACHING = {  # the parameters that change a split, beside data_seed
     "train": ("train_scenes", "spurious_rate", "train_questions"),
     "validation": ("train_scenes", "spurious_rate", "train_questions", "validation_questions"),
-    "id": ("train_scenes", "spurious_rate", "test_questions"),
-    "shift": ("train_scenes", "test_questions"),
+    "more": ("train_scenes", "spurious_rate", "train_questions", "counterfactuals_per_question"),
+    "balanced": ("train_scenes", "spurious_rate", "train_questions", "counterfactuals_per_question"),
+    "id": ("train_scenes", "spurious_rate", "train_questions", "test_questions"),
+    "shift": ("train_scenes", "spurious_rate", "train_questions", "test_questions"),
     "new": ("new_questions",),
+    "development": ("train_dataset", "new_questions"),
 }
 
 
 @dataclass(frozen=True, eq=False)  # scenes are compared by identity
-class Scene:
+class Scene(Record):
     """One line of the scene bank; `scenes/README.md` explains the fields."""
 
     id: str
@@ -41,9 +46,26 @@ class Scene:
     why: list[str]
     why_not: list[list[str | None]]
 
+    def __post_init__(self) -> None:
+        answers, per_answer = range(len(self.cues)), (self.why, self.why_not)
+        if not (2 <= len(self.options) <= len(LETTERS) and self.stereotype in answers):
+            raise DataError(f"scene {self.id}: needs 2 to {len(LETTERS)} options and a stereotype with cues")
+        if len(set(map(option_key, self.options))) < len(self.options):
+            raise DataError(f"scene {self.id}: two of its options are equal")
+        if len(self.cues) > len(self.options) or any(len(part) != len(answers) for part in per_answer):
+            raise DataError(f"scene {self.id}: cues, why and why_not need one entry for each answer")
+        if len(self.frames) != 3 or any(frame.count("{cue}") != 1 for frame in self.frames):
+            raise DataError(f"scene {self.id}: needs three frames, each with one {{cue}}")
+        if any(len(pair) != 2 or not all(map(str.strip, pair)) for pair in self.cues):
+            raise DataError(f"scene {self.id}: needs two cues for each answer")
+
     def stem(self, frame: int, variant: int, cue: int) -> str:
         """Return the question text in which the cue decides for option `variant`."""
         return fill_slot(self.frames[frame], "{cue}", self.cues[variant][cue])
+
+    def kept_cue(self, variant: int) -> int:
+        """Return the cue that is left to tests where training shows none, and the stand-in never writes."""
+        return _hash(f"{self.id}/{variant}/cue") % 2
 
     def is_seen(self) -> bool:
         """Tell whether the scene is among the 70 % that training may use (a fixed hash decides)."""
@@ -65,15 +87,24 @@ class Pick(NamedTuple):
     cue: int
 
 
-def load_scenes(format: str) -> tuple[Scene, ...]:
-    """Return all scenes of one of FORMATS."""
-    path = BANK / f"{format}.jsonl"
+def load_scenes(format: str, params: Params | None = None) -> tuple[Scene, ...]:
+    """Return all scenes of one of FORMATS, or of the parameter `scene_bank`; DataError if one is none."""
+    path = _bank(format, params)
     return _read_scenes(path, sha256(path))
+
+
+def _bank(format: str, params: Params | None) -> Path:
+    if format != USER or params is None:
+        return BANK / f"{format}.jsonl"
+    path = resolve(params.scene_bank)
+    if not params.scene_bank or not path.is_file():
+        raise DataError(f"weasel-{USER} needs scene_bank, a JSON Lines file of scenes (docs/data.md)")
+    return path
 
 
 @cache
 def _read_scenes(path: Path, digest: str) -> tuple[Scene, ...]:
-    return tuple(Scene(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
+    return tuple(read_jsonl(path, Scene))
 
 
 def bank_hash(formats: Sequence[str] = FORMATS) -> str:
@@ -99,57 +130,124 @@ def fill_slot(text: str, slot: str, words: str) -> str:
 def facts(name: str, splits: Sequence[str], params: Params) -> dict[str, Any]:
     """Return what reaches these splits: the parameters that change them, and the scenes by content."""
     names = {"data_seed", *(parameter for split in splits for parameter in REACHING[split])}
-    return {"bank": bank_hash([name.removeprefix("weasel-")]), **params.model_dump(include=names)}
+    bank = sha256(_bank(name.removeprefix("weasel-"), params))
+    return {"bank": bank, **params.model_dump(include=names)}
 
 
 def load(name: str, split: str, params: Params) -> list[Question]:
     """Sample a split of `weasel-<format>`; docs/data.md says what each split is for."""
     if split not in REACHING:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(REACHING)}")
-    return [make_question(name, split, pick, params.data_seed) for pick in _picks(name, split, params)]
+    draw = _unseen_picks if split in UNSEEN else _seen_picks
+    return [make_question(name, split, pick, params.data_seed) for pick in draw(name, split, params)]
 
 
-def seen_scenes(name: str, params: Params) -> list[Scene]:
-    """Return the seen scenes that a study trains on: `train_scenes` of them, drawn by `data_seed`."""
+def seen_scenes(name: str, params: Params) -> tuple[list[Scene], list[Scene]]:
+    """Return the seen scenes as `data_seed` orders them: those for training, and for development."""
     seen = [scene for scene in load_scenes(name.removeprefix("weasel-")) if scene.is_seen()]
     random.Random(f"{params.data_seed}/{name}").shuffle(seen)
-    return seen[: params.train_scenes or None]
+    held_out = round(DEVELOPMENT * len(seen))
+    return seen[:-held_out], seen[-held_out:]
 
 
-def _picks(name: str, split: str, params: Params) -> list[Pick]:
-    """Draw the surface forms of a split."""
-    label, seen = f"{name}.{split}", seen_scenes(name, params)
-    if split == "new":
-        unseen = [scene for scene in load_scenes(name.removeprefix("weasel-")) if not scene.is_seen()]
-        return _uniform_picks(label, unseen, params.data_seed, params.new_questions)
+def _unseen_picks(name: str, split: str, params: Params) -> list[Pick]:
+    """Draw questions of unseen scenes: every answer with one of its cues, before any with its other one."""
+    scenes: Sequence[Scene] = load_scenes(name.removeprefix("weasel-"), params)
+    if name == f"weasel-{USER}":
+        shipped = {frame for format in FORMATS for scene in load_scenes(format) for frame in scene.frames}
+        if known := [scene.id for scene in scenes if not shipped.isdisjoint(scene.frames)]:
+            told = f"{params.scene_bank}: scene {known[0]} stands in the shipped bank, too"
+            raise DataError(f"{told}, and may have been trained on; leave it out")
+    elif split == "new":
+        scenes = [scene for scene in scenes if not scene.is_seen()]
+    else:
+        every, held_out = seen_scenes(name, params)
+        scenes = held_out if name == params.train_dataset else every + held_out
+    rng = random.Random(f"{params.data_seed}/{name}.{split}/cues")
+    ones = [[Pick(s, TEST_FRAME, v, rng.randrange(2)) for v in range(len(s.cues))] for s in scenes]
+    others = [[pick._replace(cue=1 - pick.cue) for pick in own] for own in ones]
+    drawn = [pick for own in (ones, others) for pick in _in_turn(f"{name}.{split}", own, params.data_seed)]
+    return drawn[: params.new_questions]
+
+
+def _seen_picks(name: str, split: str, params: Params) -> list[Pick]:
+    """Draw questions of scenes that training may use; tests show what it does not."""
+    every, _ = seen_scenes(name, params)
+    seen, rewrites = every[: params.train_scenes or None], params.counterfactuals_per_question
+    trained = [] if split == "train" else _seen_picks(name, "train", params)
     if split == "shift":
-        return _uniform_picks(label, seen, params.data_seed, params.test_questions)
-    if split == "id":
-        wanted = min(params.test_questions, 2 * len(seen))  # a scene has two cues for its stereotype
-        return _mixed_picks(label, seen, params, wanted, (TEST_FRAME,), [])
-    used = _picks(name, "train", params) if split == "validation" else []
-    wanted = params.validation_questions if split == "validation" else params.train_questions
-    return _mixed_picks(label, seen, params, wanted, TRAIN_FRAMES, used)
+        wordings = [
+            [Pick(s, TEST_FRAME, v, test_cue(s, v, trained)) for v in range(len(s.cues)) if v != s.stereotype]
+            for s in seen
+        ]
+        return _in_turn(f"{name}.{split}", wordings, params.data_seed)[: params.test_questions]
+
+    def fits(pick: Pick) -> bool:  # one wording is not used twice
+        if split == "id":
+            return pick.frame == TEST_FRAME and is_tested(pick)
+        if pick.frame == TEST_FRAME or pick in trained:
+            return False
+        # there are too few wordings for `more` to leave all stereotypes' cues to tests
+        left_to_tests = split == "balanced" or (split == "more" and pick.variant != pick.scene.stereotype)
+        return not (left_to_tests and is_tested(pick))
+
+    def is_tested(pick: Pick) -> bool:
+        return pick.cue == test_cue(pick.scene, pick.variant, trained)
+
+    scenes, wanted, rate = seen, params.train_questions, params.spurious_rate
+    if split == "validation":
+        wanted = params.validation_questions
+    elif split == "id":
+        wanted = min(params.test_questions, len(seen))
+    elif split == "more":  # with more questions to pay for, a user would take further scenes, too
+        scenes, wanted = every, rewrites * wanted
+    elif split == "balanced":  # answers as in cf-distill's training, where two options leave but one target
+        targets = [p.scene.reachable() for p in trained]
+        added = [
+            min(rewrites, len([v for v in t if v != p.variant]) or 1)
+            for p, t in zip(trained, targets, strict=True)
+        ]
+        back = sum(set(t) == {p.variant} for p, t in zip(trained, targets, strict=True))
+        rate = (sum(p.variant == p.scene.stereotype for p in trained) + back) / (wanted + sum(added))
+    counts = (round(rate * wanted), wanted - round(rate * wanted))
+    last = is_tested if split == "more" else lambda _: False
+    return _mixed_picks(
+        f"{name}.{split}", scenes, params.data_seed, counts, fits, last, apart=split == "balanced"
+    )
+
+
+def test_cue(scene: Scene, variant: int, trained: Sequence[Pick]) -> int:
+    """Return the cue of an answer that training leaves to tests; one of both by chance if it shows none."""
+    shown = {pick.cue for pick in trained if pick.scene is scene and pick.variant == variant}
+    return 1 - min(shown) if len(shown) == 1 else scene.kept_cue(variant)
 
 
 def _mixed_picks(
-    label: str, scenes: list[Scene], params: Params, wanted: int, frames: Sequence[int], used: list[Pick]
+    label: str,
+    scenes: list[Scene],
+    seed: int,
+    counts: tuple[int, int],
+    fits: Callable[[Pick], bool],
+    last: Callable[[Pick], bool],
+    *,
+    apart: bool,
 ) -> list[Pick]:
-    """Draw questions, `spurious_rate` of them with the stereotype as answer; scenes take turns."""
-    rng = random.Random(f"{params.data_seed}/{label}")
+    """Draw so many questions with the stereotype as answer, and others (`apart`: of other scenes)."""
+    rng = random.Random(f"{seed}/{label}")
     picks: list[Pick] = []
-    stereotypes = round(params.spurious_rate * wanted)
-    for kind, count in (("", stereotypes), ("not ", wanted - stereotypes)):
-        left = {}
+    for kind, count in zip(("", "not "), counts, strict=True):
+        left, used = {}, {pick.scene for pick in picks}
         for scene in scenes:
             variants = scene.reachable() if kind else [scene.stereotype]
-            wordings = (Pick(scene, f, v, c) for f in frames for v in variants for c in range(2))
-            left[scene] = [pick for pick in wordings if pick not in used]
+            wordings = (Pick(scene, f, v, c) for f in range(3) for v in variants for c in range(2))
+            left[scene] = [pick for pick in wordings if fits(pick)]
             rng.shuffle(left[scene])
-        turns = [scene for scene in scenes if left[scene]]
+            left[scene].sort(key=last, reverse=True)  # drawn from the end
+        turns = [scene for scene in scenes if left[scene] and not (apart and scene in used)]
         rng.shuffle(turns)
         chosen: list[Pick] = []
         while turns and len(chosen) < count:
+            turns.sort(key=lambda scene: last(left[scene][-1]))
             chosen += [left[scene].pop() for scene in turns[: count - len(chosen)]]
             turns = [scene for scene in turns if left[scene]]
         if len(chosen) < count:
@@ -160,19 +258,13 @@ def _mixed_picks(
     return picks
 
 
-def _uniform_picks(label: str, scenes: list[Scene], seed: int, wanted: int) -> list[Pick]:
-    """Draw test questions with any answer equally often, but never the stereotype of a seen scene."""
+def _in_turn(label: str, pools: list[list[Pick]], seed: int) -> list[Pick]:
+    """Return one wording of every scene, then the next of every scene, and so on, by chance."""
     rng = random.Random(f"{seed}/{label}")
-    pools = [(s, [v for v in range(len(s.cues)) if v != s.stereotype or not s.is_seen()]) for s in scenes]
-    for _, variants in pools:
-        rng.shuffle(variants)
-    rounds = [
-        Pick(scene, TEST_FRAME, variants[turn], rng.randrange(2))
-        for turn in range(max(len(variants) for _, variants in pools))
-        for scene, variants in rng.sample(pools, len(pools))
-        if turn < len(variants)
-    ]
-    return rounds[:wanted]
+    for own in pools:
+        rng.shuffle(own)
+    turns = range(max(map(len, pools), default=0))
+    return [own[turn] for turn in turns for own in rng.sample(pools, len(pools)) if turn < len(own)]
 
 
 def make_question(name: str, split: str, pick: Pick, seed: int) -> Question:
@@ -181,7 +273,7 @@ def make_question(name: str, split: str, pick: Pick, seed: int) -> Question:
     question_id = f"{scene.id}.f{frame}.v{variant}.c{cue}"
     order = list(range(len(scene.options)))
     random.Random(f"{seed}/{question_id}").shuffle(order)
-    subset = ("reachable" if variant in scene.reachable() else "heldout") if scene.is_seen() else ""
+    subset = "reachable" if variant in scene.reachable() else "heldout"
     targets = [v for v in scene.reachable() if v != variant] or [scene.stereotype]  # with two options: back
     return Question(
         id=question_id,
@@ -194,7 +286,7 @@ def make_question(name: str, split: str, pick: Pick, seed: int) -> Question:
         scene=scene.id,
         cue=scene.cues[variant][cue],
         stereotype=order.index(scene.stereotype),
-        subset="stereotype" if variant == scene.stereotype else subset,
+        subset="stereotype" if variant == scene.stereotype else subset if split not in UNSEEN else "",
     )
 
 

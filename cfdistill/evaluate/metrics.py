@@ -1,7 +1,7 @@
 """From `predictions.csv` to metrics and comparisons; further columns are settings, never averaged across."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,39 @@ from cfdistill.schema import Prediction
 
 ANSWER = ["train_dataset", "student", "seed", "method", "dataset", "split", "scoring", "id"]
 PREDICTION_COLUMNS = [
-    *ANSWER[:6], "subset", "scene", *ANSWER[6:], "gold", "stereotype", "predicted", "parsed", "options",
+    *ANSWER[:6], "subset", "scene", "novelty", *ANSWER[6:],
+    "gold", "stereotype", "predicted", "parsed", "options",
 ]  # fmt: skip
-METRIC_KEYS = ["train_dataset", "method", "student", "seed", "test_dataset", "test_split", "scoring"]
+METRIC_KEYS = [
+    "train_dataset", "method", "student", "seed", "test_dataset", "test_split", "novelty", "scoring",
+]  # fmt: skip
 # lured: wrong, with the stereotype; consistent: right on two variants of a scene; unparsed: no option named;
 # chance: the accuracy of guessing
 METRIC_VALUES = ["accuracy", "ci_low", "ci_high", "lure_rate", "pair_consistency", "unparsed_rate", "chance"]
 METRIC_COLUMNS = [*METRIC_KEYS, "n", *METRIC_VALUES]
 AGREEMENT = "seed_agreement"  # one more column where there are several seeds
-COMPARISON_KEYS = ["train_dataset", "student", "test_dataset", "test_split", "method_a", "method_b"]
+COMPARISON_KEYS = [
+    "train_dataset", "student", "test_dataset", "test_split", "novelty", "method_a", "method_b",
+]  # fmt: skip
 COMPARISON_VALUES = ["delta", "ci_low", "ci_high", "p_mcnemar", "p_holm"]
 COMPARED = ["n", *COMPARISON_VALUES, "seeds"]
 COMPARISON_SCORINGS = ["scoring_a", "scoring_b"]  # where scorings are compared, too
+OTHERS = "others"  # all test data sets together that were not trained on
 OWN_SPLITS = ("id", "shift", "shift_reachable", "shift_heldout")  # only tested on the training data set
 FILES = ("metrics.csv", "comparisons.csv", "predictions.csv")
 # Parameters in which pooled folders may differ: columns tell them, or no prediction hangs on them.
 POOLED = (*ANSWER[:3], "test_datasets", "methods", "scorings", "audit_questions", "bootstrap_samples")
 
 
-def predictions_table(predictions: list[Prediction], train: str, student: str, seed: int) -> pd.DataFrame:
+def predictions_table(
+    predictions: list[Prediction], train: str, student: str, seed: int, steps: Mapping[tuple[str, str], str]
+) -> pd.DataFrame:
     """Return PREDICTION_COLUMNS; DataError if there are none, or a question was answered twice."""
     if not predictions:
         raise DataError("there are no predictions to measure; run notebook 05_evaluation first")
     table = pd.DataFrame([p.to_json() for p in predictions]).rename(columns={"question_id": "id"})
-    table = table.assign(train_dataset=train, student=student, seed=seed)
+    novelty = [steps[p.dataset, p.question_id] for p in predictions]
+    table = table.assign(train_dataset=train, student=student, seed=seed, novelty=novelty)
     table = table[PREDICTION_COLUMNS].astype({"stereotype": "Int64"})
     if (twice := table.duplicated(ANSWER)).any():
         raise DataError(f"question {table['id'][twice].iloc[0]} was answered twice by the same method")
@@ -63,7 +72,7 @@ def comparisons_table(predictions: pd.DataFrame, samples: int = 2000) -> pd.Data
     keys, rows = [*predictions.columns.difference(PREDICTION_COLUMNS, sort=False), *COMPARISON_KEYS], []
     for key, group in _with_subsets(predictions).groupby(keys[:-2], sort=False):
         answers = _by_seed(group, ["method", "scoring"])
-        where = " ".join(map(str, [*key[-2:], *key[:-2]]))
+        where = " ".join(map(str, [*key[-3:-1], *key[:-3]]))
         for a, b in _pairs(answers):
             found = _compare(answers[a], answers[b], f"{a[0]} and {b[0]} on {where}", samples)
             rows.append([*key, a[0], b[0], *found, a[1], b[1]])
@@ -104,12 +113,14 @@ def over_seeds(metrics: pd.DataFrame) -> pd.DataFrame:
 def transfer(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return seed-averaged main scores on splits that share no scene with training (the paper's Fig. 5)."""
     table = over_seeds(metrics[is_main(metrics)])
-    return table[~table["test_split"].isin(OWN_SPLITS)].reset_index(drop=True)
+    whole = ~table["test_split"].isin(OWN_SPLITS) & (table["test_dataset"] != OTHERS)
+    return table[whole].reset_index(drop=True)
 
 
 def is_main(metrics: pd.DataFrame) -> "pd.Series[bool]":
-    """Tell which rows hold the main scoring of their method."""
-    return metrics["scoring"] == metrics["method"].map(lambda name: METHODS[name].scoring)
+    """Tell which rows hold the main scoring of their method, on a whole split or a named part."""
+    main = metrics["scoring"] == metrics["method"].map(lambda name: METHODS[name].scoring)
+    return main & (metrics.get("novelty", pd.Series("", metrics.index)) == "")
 
 
 def each_row(table: pd.DataFrame) -> list[Any]:
@@ -127,7 +138,7 @@ def read_csv(folder: Path, name: str) -> pd.DataFrame:
     types: dict[str, Any] = dict.fromkeys([*METRIC_VALUES, AGREEMENT, *COMPARISON_VALUES], "float64")
     types["stereotype"] = "Int64"
     path, empty = folder / name, dict.fromkeys(types, "")  # elsewhere "" is a text
-    types |= dict.fromkeys(["id", "scene", "subset"], str)
+    types |= dict.fromkeys(["id", "scene", "subset", "novelty"], str)
     try:
         return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=empty)
     except FileNotFoundError as error:
@@ -173,11 +184,25 @@ def _facts(folder: Path, predictions: pd.DataFrame) -> dict[str, Any]:
 
 
 def _with_subsets(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return the predictions with test sets named as in METRIC_KEYS, and the parts of `shift` once more."""
+    """Return the predictions with test sets named as in METRIC_KEYS; parts and sums of them once more."""
     named = predictions.rename(columns={"dataset": "test_dataset", "split": "test_split"})
+    steps = named.get("novelty", pd.Series("", named.index))
+    named = named.assign(novelty="")
     parts = named[named["test_split"] == "shift"]
     parts = parts.assign(test_split="shift_" + parts["subset"])
-    return pd.concat([named, parts[parts["test_split"].isin(OWN_SPLITS)]], ignore_index=True)
+    parts = parts[parts["test_split"].isin(OWN_SPLITS)]
+    by_step = named.assign(novelty=steps)[steps != ""]
+    several = (
+        by_step.groupby(["train_dataset", "test_dataset", "test_split"])["novelty"].transform("nunique") > 1
+    )
+    elsewhere = named["test_dataset"] != named["train_dataset"]
+    others = named[elsewhere & (named["test_dataset"] != "weasel-user")]
+    if others["test_dataset"].nunique() > 1:
+        ids = others["test_dataset"] + "/" + others["id"]
+        others = others.assign(test_dataset=OTHERS, test_split="", id=ids)
+    else:
+        others = others[:0]
+    return pd.concat([named, parts, by_step[several], others], ignore_index=True)
 
 
 def _measure(cell: pd.DataFrame) -> list[float]:

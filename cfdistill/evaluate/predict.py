@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from cfdistill.methods import METHODS
 from cfdistill.params import SCORINGS, Params
-from cfdistill.schema import DIRECT, STRATEGY, Prediction, Question, cloze_text, prompt_text, same_option
+from cfdistill.schema import DIRECT, STRATEGY, Prediction, Question, prompt_text, same_option
 from cfdistill.student.decode import choose, concluding, generate, read_answers
 from cfdistill.student.models import Student
 
@@ -23,17 +23,24 @@ def predict_all(student: Student, questions: Questions, method: str, params: Par
     """Return predictions by scoring."""
     found: dict[str, Answers] = {}
     for scoring in scorings(method, params):
-        if scoring == "rationale":
-            found[scoring] = conclude(student, questions, found["direct"], params)
-        else:
+        if scoring != "rationale":
             found[scoring] = predict(student, questions, method, scoring, params)
+            continue
+        # the likeliest option after the student's own rationale, whatever that named
+        prompts, texts = [prompt_text(q, DIRECT) for q in questions], [own.text for own in found["direct"]]
+        best = choose(student, prompts, list(map(concluding, texts)), questions, params.eval_batch_size)
+        asked = zip(questions, best, texts, strict=True)
+        found[scoring] = [answered(q, method, scoring, option, text, True) for q, option, text in asked]
     return found
 
 
 def predict(student: Student, questions: Questions, method: str, scoring: str, params: Params) -> Answers:
     """Ask every question: under a strategy token, or "Answer:" for a label or the likeliest option."""
-    asked = [cloze_text(q) if scoring == "cloze" else prompt_text(q, STRATEGY[scoring]) for q in questions]
-    prompts, size = asked, params.eval_batch_size
+    size = params.eval_batch_size
+    if scoring == "cloze":  # without the options, as lm-evaluation-harness asks ARC
+        prompts = [f"Question: {question.stem}\nAnswer:" for question in questions]
+    else:
+        prompts = [prompt_text(question, STRATEGY[scoring]) for question in questions]
     if scoring in ("cloze", "likelihood"):
         best = choose(student, prompts, [""] * len(prompts), questions, size)
         texts = [question.options[option] for question, option in zip(questions, best, strict=True)]
@@ -46,14 +53,6 @@ def predict(student: Student, questions: Questions, method: str, scoring: str, p
         answered(question, method, scoring, option, text, parsed)
         for question, text, (option, parsed) in zip(questions, texts, chosen, strict=True)
     ]
-
-
-def conclude(student: Student, questions: Questions, direct: Answers, params: Params) -> Answers:
-    """Let a student choose the likeliest option after its own rationale, whatever that named."""
-    prompts, said = [prompt_text(q, DIRECT) for q in questions], [concluding(own.text) for own in direct]
-    best = choose(student, prompts, said, questions, params.eval_batch_size)
-    asked = zip(questions, direct, best, strict=True)
-    return [answered(q, own.method, "rationale", option, own.text, True) for q, own, option in asked]
 
 
 def answered(

@@ -59,16 +59,12 @@ class Candidate:
 
 
 def make(params: Params, teacher: Teacher, originals: Questions, held_out: Questions) -> list[Candidate]:
-    """Propose candidates and take them through all steps; the teacher notes what each step took."""
+    """Propose candidates and take them through all steps."""
     candidates = propose(originals, params.counterfactuals_per_question)
     by_chance = params.mask_source == "random"
     candidates = mask_randomly(candidates, params.data_seed) if by_chance else mask(candidates, teacher)
-    teacher.note("mask")
     candidates = fill(candidates, teacher)
-    teacher.note("fill")
-    candidates = vote(check(candidates, params, originals, held_out), teacher, params)
-    teacher.note("vote")
-    return candidates
+    return vote(check(candidates, params, originals, held_out), teacher, params)
 
 
 def propose(originals: Questions, per_question: int) -> list[Candidate]:
@@ -77,7 +73,8 @@ def propose(originals: Questions, per_question: int) -> list[Candidate]:
     used: Counter[tuple[str, str]] = Counter()
     candidates: list[Candidate] = []
     for question in originals:
-        scene, options = question.scene or question.id, question.options
+        # only the testbed, which names the targets, asks several questions of one scene
+        scene, options = question.scene if question.targets else question.id, question.options
         pool = list(question.targets) or [i for i in range(len(options)) if i != question.answer]
         # ties are broken by a hash, which favours no position and no wording
         ties = [hashlib.sha256(f"{scene}/{option}".encode()).hexdigest() for option in options]

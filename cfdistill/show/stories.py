@@ -1,6 +1,5 @@
 """The answers themselves: outcomes and reasons by rule, examples picked by rule, and HTML to read them in."""
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -62,16 +61,14 @@ def pick(table: pd.DataFrame, wanted: Sequence[str], count: int) -> pd.DataFrame
 
 
 def side_by_side(table: pd.DataFrame) -> str:
-    """Return HTML of questions (right bold, stereotype italic) and texts, of two with differences marked."""
+    """Return HTML of questions (right bold, stereotype italic), each beside what the methods answered."""
     lines = []
     for _, group in table.groupby(["split", "id"], sort=False):
         rows = group.to_dict("records")
-        texts = [str(row["text"]) for row in rows]
-        told = _marked(*texts) if len(texts) == 2 else map(_html, texts)
         tags = {rows[0]["stereotype"]: "i", rows[0]["gold"]: "b"}
         tagged = [(tags.get(i, "span"), _html(o)) for i, o in enumerate(rows[0]["options"].split("\n"))]
         options = "; ".join(f"<{tag}>{option}</{tag}>" for tag, option in tagged)
-        cells = [f"<b>{r['outcome']}</b>, {r['reason']}<br>{t}" for r, t in zip(rows, told, strict=True)]
+        cells = [f"<b>{row['outcome']}</b>, {row['reason']}<br>{_html(row['text'])}" for row in rows]
         cells.insert(0, f"{_html(rows[0]['stem'])}<br>{options}")
         lines.append("".join(f"<td dir=auto>{cell}</td>" for cell in cells))
     head = "".join(f"<th>{escape(word)}</th>" for word in ("question", *table["method"].unique()))
@@ -93,14 +90,3 @@ def _html(text: Any) -> str:
     """Return a text of a data set or student as HTML, shortened, without what no page may hold."""
     text = str(text).replace("\0", "\ufffd")
     return escape(text[:LONGEST]) + (f" … ({len(text):,} characters)" if len(text) > LONGEST else "")
-
-
-def _marked(before: str, after: str) -> tuple[str, str]:
-    """Return both texts as HTML with the words that differ marked."""
-    old, new = before[:LONGEST].split(), after[:LONGEST].split()
-    sides: tuple[list[str], list[str]] = ([], [])
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        for side, words in zip(sides, (old[i:j], new[k:m]), strict=True):
-            text = _html(" ".join(words))
-            side.append(text if kind == "equal" or not text else f"<mark>{text}</mark>")
-    return " ".join(sides[0]), " ".join(sides[1])

@@ -23,7 +23,7 @@ def table1(metrics: pd.DataFrame, compared: pd.DataFrame, top: str = "{}", star:
     cells, keys = _cells(metrics), [*ROW, "test_dataset", "test_split"]
     best = cells["shown"] == cells.groupby([*ROW[:-1], "test"])["shown"].transform("max")
     cells["text"] = cells["text"].mask(best, cells["text"].map(top.format))
-    between = compared[compared["method_a"] != compared["method_b"]]  # not of scorings
+    between = compared[(compared["method_a"] != compared["method_b"]) & (compared["novelty"] == "")]
     between = between.assign(method=between["method_b"], data_seed=between.get("data_seed", 0))
     between = between.assign(differs=measures.differs(between))[[*keys, "differs"]]
     starred = cells[keys].merge(between, how="left").set_index(cells.index)["differs"].eq(True)
@@ -82,13 +82,21 @@ def write_tables(folder: Path, metrics: pd.DataFrame, comparisons: pd.DataFrame)
 def differences(table: pd.DataFrame) -> str:
     """Return a markdown line per compared pair of methods or scorings: points, intervals, adjusted p."""
     pair = [name for name in ("method_a", "method_b", *measures.COMPARISON_SCORINGS) if name in table]
-    where = [name for name in table if name not in (*pair, *measures.COMPARED, "test_dataset", "test_split")]
+    where = [
+        name
+        for name in table
+        if name not in (*pair, *measures.COMPARED, "test_dataset", "test_split", "novelty")
+    ]
     lines = []
     for key, rows in table.groupby([*where, *pair], sort=False):
         a, b, *how = key[len(where) :]
         names = f"{a} {how[0]} minus {how[1]}" if a == b else f"{a} minus {b}"
         told = [str(v) if k in ROW else f"{k} {v}" for k, v in zip(where, key, strict=False)]
-        found = [f"{_test_name(row)} {_difference(row)}" for row in measures.each_row(rows)]
+        found = []
+        for r in measures.each_row(rows):
+            p = "p < 0.001" if r.p_holm < 0.001 else f"p = {r.p_holm:.3f}"
+            interval = f"[{100 * r.ci_low:+.1f}, {100 * r.ci_high:+.1f}]"
+            found.append(f"{_test_name(r)} {100 * r.delta:+.1f} {interval}, {p}")
         lines.append(f"- {names} ({', '.join(told)}): {'; '.join(found)}.")
     return "\n".join(lines)
 
@@ -111,13 +119,9 @@ def _cells(metrics: pd.DataFrame) -> pd.DataFrame:
 def _test_name(row: Any) -> str:
     """Name a test set as seen from training: its own split, or another data set."""
     if row.test_dataset == row.train_dataset:
-        return str(row.test_split)
-    return f"OOD {short_name(row.test_dataset)} {row.test_split}".removesuffix(" new")
-
-
-def _difference(row: Any) -> str:
-    p = "p < 0.001" if row.p_holm < 0.001 else f"p = {row.p_holm:.3f}"
-    return f"{100 * row.delta:+.1f} [{100 * row.ci_low:+.1f}, {100 * row.ci_high:+.1f}], {p}"
+        step = getattr(row, "novelty", "")
+        return f"{row.test_split} ({step})" if step else str(row.test_split)
+    return f"OOD {short_name(row.test_dataset)} {row.test_split}".removesuffix(" new").strip()
 
 
 def _tex(text: str) -> str:

@@ -2,12 +2,12 @@
 
 import copy
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers import PreTrainedModel
 
 from cfdistill import files
@@ -42,25 +42,34 @@ def _part(model: Any, layers: torch.nn.ModuleList) -> Any:
     return part
 
 
-@torch.no_grad()
 def lower_states(lower: PreTrainedModel, rows: Sequence[Packed], batch_size: int, kept: Path) -> States:
     """Return what enters the first trained layer in every epoch. Deviation: the paper trains every layer."""
     batches, width = by_length(rows, batch_size), lower.config.hidden_size
     file = kept / _key(lower, rows, batch_size)
     digest, tokens = file.with_suffix(".sha256"), sum(map(len, rows))
-    if not (digest.is_file() and file.is_file() and digest.read_text() == files.sha256(file)):
-        files.check_space(kept, 4 * width * tokens)
-        aside, progress = file.with_suffix(f".{os.getpid()}"), Progress(len(rows), "frozen layers: sequence")
-        with aside.open("wb") as out:
-            for batch in ([rows[i] for i in chosen] for chosen in batches):
-                for row, hidden in zip(batch, last_hidden(lower, collate(batch)), strict=True):
-                    out.write(hidden[: len(row)].cpu().numpy())
-                progress.advance(len(batch))
-        files.write_text(digest, files.sha256(aside))
-        aside.replace(file)
+    kept.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):  # trainings of several seeds need the same states
+        if not (digest.is_file() and file.is_file() and digest.read_text() == files.sha256(file)):
+            _compute(lower, [[rows[i] for i in chosen] for chosen in batches], file, 4 * width * tokens)
+            files.write_text(digest, files.sha256(file))
     order = [rows[i] for chosen in batches for i in chosen]
     found = torch.from_file(str(file), size=tokens * width).view(tokens, width)  # mapped, not read
     return dict(zip(order, torch.split(found, [len(row) for row in order]), strict=True))
+
+
+@torch.no_grad()
+def _compute(lower: PreTrainedModel, batches: Sequence[list[Packed]], file: Path, size: int) -> None:
+    files.check_space(file.parent, size)
+    aside, progress = file.with_suffix(".new"), Progress(sum(map(len, batches)), "frozen layers: sequence")
+    try:
+        with aside.open("wb") as out:
+            for batch in batches:
+                for row, hidden in zip(batch, last_hidden(lower, collate(batch)), strict=True):
+                    out.write(hidden[: len(row)].cpu().numpy())
+                progress.advance(len(batch))
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _key(lower: PreTrainedModel, rows: Sequence[Packed], batch_size: int) -> str:

@@ -70,10 +70,26 @@ def load(params: Params) -> Student:
     return load_folder(params.student_name, resolve(name))
 
 
-def load_folder(name: str, folder: Path, numbers: Numbers = "fp32") -> Student:
-    """Return the student saved in `folder`, its weights as `numbers`; TrainingError when there is none."""
+def load_folder(name: str, folder: Path) -> Student:
+    """Return the student saved in `folder`; raises TrainingError when there is none."""
     _check_folder(folder)
-    return _ready(name, *_pretrained(str(folder), numbers, local_files_only=True))
+    return _ready(name, *_pretrained(str(folder), local_files_only=True))
+
+
+def answering(params: Params, folder: Path | None) -> Student:
+    """Return the student trained into `folder`, or else the untrained one, as it answers questions.
+
+    Its weights are put `interpolation` of the way from where they began (WiSE-FT, Wortsman et al., 2022).
+    """
+    student = load_folder(label(params), folder) if folder else load(params)
+    if folder and params.interpolation < 1:
+        began = load(params).model.parameters()
+        for weight, start in zip(student.model.parameters(), began, strict=True):
+            weight.data = start.data.lerp(weight.data, params.interpolation)
+    if precision(params) == "bf16":
+        for weight in student.model.parameters():  # not what else it computes with, such as positions
+            weight.data = weight.data.bfloat16()
+    return student
 
 
 def fingerprint(params: Params) -> dict[str, Any]:
@@ -124,22 +140,22 @@ def _check_folder(folder: Path) -> None:
         raise TrainingError(f"{folder} needs config.json, tokenizer and weights (*.safetensors); {advice}")
 
 
-def _pretrained(source: str, numbers: Numbers = "fp32", **options: Any) -> tuple[Any, Any]:
+def _pretrained(source: str, **options: Any) -> tuple[Any, Any]:
     """Return model and tokenizer from a folder or the hub: safetensors only, no code from there."""
     import torch
     import transformers
 
     auto: Any = transformers
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[numbers]
     auto.utils.logging.disable_progress_bar()  # of weight files, which take a second
     try:
         config = auto.AutoConfig.from_pretrained(source, **options)
         loader = auto.AutoModelForSeq2SeqLM if config.is_encoder_decoder else auto.AutoModelForCausalLM
-        model = loader.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+        model = loader.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
         tokenizer = auto.AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise TrainingError(f"the student cannot be had from {source}: {reason[:300]}") from error
+        reason = " ".join(str(error).split()).partition(" Please do not set")[0][:300]
+        told = f"the student cannot be had from {source}: {reason}"
+        raise TrainingError(f"{told} (docs/training.md)") from error
     family_of(model)
     if config.is_encoder_decoder:  # BART's own asks for beams, and bans what it said before
         start = config.decoder_start_token_id

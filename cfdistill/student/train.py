@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from cfdistill.errors import TrainingError
 from cfdistill.files import check_space, resolve
@@ -57,7 +57,8 @@ def train(
     check_space(folder, 4 * (student.model.num_parameters() + most * (model.num_parameters() + moments)))
     validate = None
     if held_out and params.validations:
-        validate = partial(measure, student, held_out, examples[0].kind, params)
+        kind = next(kind for kind in STRATEGY if any(example.kind == kind for example in examples))
+        validate = partial(measure, student, held_out, kind, params)
     trainer, last = StudentTrainer(model, batches, states, validate, params, folder), _last_checkpoint(folder)
     trainer.progress = Progress(steps, "step", last)
     trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{last}") if last else None)
@@ -152,19 +153,8 @@ def forget_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def cut(batches: Batches, parts: int) -> list[tuple[list[Packed], float]]:
-    """Cut batches into parts, each with its whole batch's weight; where rows are few, one counts nothing."""
-    made = []
-    for batch in batches:
-        weight = sum(sum(row.weights) for row in batch)
-        made += [(batch[k::parts], weight) if k < len(batch) else (batch[:1], math.inf) for k in range(parts)]
-    return made
-
-
 class StudentTrainer(Trainer):
     """Hugging Face's Trainer with the loss on target tokens, a fixed order and quiet progress."""
-
-    loss_is_scaled_for_ga = True  # of a batch in parts, the losses add up: nothing is to be averaged
 
     def __init__(
         self, model: Any, batches: Batches, states: States, validate: Validate, params: Params, folder: Path
@@ -175,19 +165,16 @@ class StudentTrainer(Trainer):
         keep_memory()
         arguments = _arguments(len(batches), params, folder, validates=validate is not None)
         tested: list[Any] | None = [] if validate else None  # the Trainer asks that there is something
-        super().__init__(model, arguments, self._collate, cut(batches, params.accumulation_steps), tested)
+        super().__init__(model, arguments, self._collate, batches, tested)
         self.remove_callback(PrinterCallback)  # its dictionaries would fill the notebook
-        if params.patience:
-            self.add_callback(EarlyStoppingCallback(params.patience))
         self.progress, self.last = Progress(len(batches), "step"), time.perf_counter()
 
-    def _collate(self, entries: list[tuple[list[Packed], float]]) -> Batch:
-        ((rows, weight),) = entries
-        batch = collate(rows, [self.states[row] for row in rows if self.states])
-        return batch | {"total_weight": torch.tensor(weight)}
+    def _collate(self, entries: Batches) -> Batch:
+        (rows,) = entries
+        return collate(rows, [self.states[row] for row in rows if self.states])
 
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
-        """Return a batch's loss; of a part of it, its share in that."""
+        """Return a batch's loss."""
         with torch.autocast(inputs["labels"].device.type, torch.bfloat16, enabled=self.bf16):
             return target_loss(model, inputs)
 
@@ -219,8 +206,7 @@ def _arguments(steps: int, params: Params, folder: Path, *, validates: bool) -> 
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=1,  # one part of a batch
-        gradient_accumulation_steps=params.accumulation_steps,
+        per_device_train_batch_size=1,  # one of our batches
         train_sampling_strategy="sequential",
         learning_rate=params.learning_rate,
         lr_scheduler_type="linear",

@@ -105,7 +105,8 @@ def identity(params: Params) -> dict[str, Any]:
         asked = pipeline.find("data", params, dataset=name).reads("*.jsonl").files
         tested[name] = store.key_hash({**params.reaching("evaluation"), "asked": dict(asked)})
     training = pipeline.locate("training", params, method=params.methods[0])
-    return {"training": store.key_hash(training.key), "tested": tested}
+    shown = pipeline.shown(params).files if params.has_counterfactuals else {}  # by which novelty is told
+    return {"training": store.key_hash(training.key), "tested": tested, "shown": dict(shown)}
 
 
 def prepare(grid: Grid) -> None:
@@ -157,18 +158,19 @@ def run(grid: Grid, cores: int, profile: str = "", *, dry_run: bool = False) -> 
     counts = f"{len(grid.cells)} cells, {len(complete)} complete, {len(missing)} to make"
     sys.stdout.write("\n  ".join([f"{grid.name}: {counts}", *missing]) + "\n")
     sys.stdout.flush()  # before Snakemake writes
+    if dry_run:
+        return
     if missing:
-        _snakemake(grid, missing, cores, profile, dry_run)
+        _snakemake(grid, missing, cores, profile)
         complete = finished(grid)
-    if complete and not dry_run:
+    if complete:
         write_tables(grid, complete)
-    failed = [name for name in grid.cells if name not in complete]
-    if failed and not dry_run:
+    if failed := [name for name in grid.cells if name not in complete]:
         told = f"{len(failed)} of {len(grid.cells)} cells are not made: {', '.join(failed)}"
         raise StageError(f"{told}; {grid.workplace / 'logs'} tells why, the same command tries them again")
 
 
-def _snakemake(grid: Grid, missing: Sequence[str], cores: int, profile: str, dry_run: bool) -> None:
+def _snakemake(grid: Grid, missing: Sequence[str], cores: int, profile: str) -> None:
     """Let Snakemake make cells; which of them it made shows in their folders."""
     places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if (program := shutil.which("snakemake", path=places)) is None:
@@ -178,10 +180,10 @@ def _snakemake(grid: Grid, missing: Sequence[str], cores: int, profile: str, dry
     where = ["--profile", str(ready_made if ready_made.is_dir() else profile)] if profile else []
     command = [program, "--snakefile", str(workflow / "Snakefile"), "--directory", str(grid.workplace)]
     command += ["--config", f"plan={plan}", f"python={sys.executable}", *SNAKEMAKE.split()]
-    command += [*(where or ["--cores", str(cores)]), *(["--dry-run"] if dry_run else [])]
+    command += where or ["--cores", str(cores)]
     jobs = {name: {"folder": str(grid.folder / name), "params": dict(grid.cells[name])} for name in missing}
     with files.held(grid.workplace / "grid.lock", f"grid {grid.name}"):
-        if not dry_run and not _facts(grid.folder):
+        if not _facts(grid.folder):
             grid.folder.mkdir(parents=True, exist_ok=True)
             files.write_json(grid.folder / TABLES, {"precision": grid.precision})
         files.write_json(plan, jobs)
@@ -204,14 +206,18 @@ def run_job(plan: Path, name: str) -> None:
 def write_cell(folder: Path, params: Params) -> None:
     """Write a finished cell from its complete stages, the manifest last; an earlier cell is replaced."""
     (method,) = params.methods
-    training = pipeline.find("training", params, method=method).manifest()
-    tested = [pipeline.find("evaluation", params, **part) for part in pipeline.parts("evaluation", params)]
-    asking = sum(stage.manifest()["seconds"] for stage in tested)
+    trained, tested = (
+        [pipeline.find(stage, params, **part).manifest() for part in pipeline.parts(stage, params)]
+        for stage in ("training", "evaluation")
+    )
+    first = (trained + tested)[0]  # the untrained student has no training
     answers = [p for name in params.test_datasets for p in pipeline.predictions(params, method, name)]
-    table = metrics.predictions_table(answers, params.train_dataset, models.label(params), params.seed)
+    run = (params.train_dataset, models.label(params), params.seed)
+    table = metrics.predictions_table(answers, *run, pipeline.steps(params))
     manifest = {"status": "complete", **identity(params), "params": params.results_values()}
-    manifest["seconds"] = {"training": training["seconds"], "evaluation": asking}
-    manifest |= {name: training[name] for name in ("notes", "git", "versions", "machine", "started")}
+    spent = {"training": trained, "evaluation": tested}
+    manifest["seconds"] = {name: sum(made["seconds"] for made in stages) for name, stages in spent.items()}
+    manifest |= {name: first[name] for name in ("notes", "git", "versions", "machine", "started")}
     with files.writing(folder):
         files.empty(folder, "cell", folder.name)
         metrics.write_csv(table, folder / PREDICTIONS)

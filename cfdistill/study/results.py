@@ -72,8 +72,14 @@ def keep(results: Path, name: str, figure: Figure, table: pd.DataFrame) -> Image
     """Save a figure with the table behind it, and show it; one with nothing to draw only says so."""
     if words := figure.get_label():
         return Markdown(f"*Not drawn: {words}.*")
+    _, what, columns = FIGURES[name]
+    shown = table  # of which the alternative text tells in words and numbers
+    if "scoring" in table:
+        shown = metrics.transfer(table) if name == "fig5_ood" else figures.own_splits(table)
+    rows = shown[columns.split()].itertuples(index=False)
+    said = (" ".join(f"{v:.2f}" if isinstance(v, float) else str(v)[:200] for v in row) for row in rows)
     with files.writing(results):
-        style.save(figure, table, results / "figures", name, _told(name, table))
+        style.save(figure, table, results / "figures", name, f"{what}: {'; '.join(said)}.")
     return picture(results, name)
 
 
@@ -133,28 +139,9 @@ def draw(results: Path) -> list[str]:
     return [name for name, figure in drawn.items() if not figure.get_label()]
 
 
-def _told(name: str, table: pd.DataFrame) -> str:
-    """Return what a figure shows in words and numbers."""
-    _, what, columns = FIGURES[name]
-    if "scoring" in table:
-        table = metrics.transfer(table) if name == "fig5_ood" else figures.own_splits(table)
-    rows = table[columns.split()].itertuples(index=False)
-    said = (" ".join(f"{v:.2f}" if isinstance(v, float) else str(v)[:200] for v in row) for row in rows)
-    return f"{what}: {'; '.join(said)}."
-
-
 def alt_texts(results: Path) -> dict[str, str]:
     """Return the alternative text of every figure in a results folder."""
     return _read(results / "figures" / "alt_texts.json", f"`cfdistill figures {results}`")
-
-
-def formats(results: Path) -> str:
-    """Return a sentence where cells of a grid were trained in different number formats, else nothing."""
-    record = results / "tables.json"
-    cells = _read(record, "cfdistill grid").get("cells", []) if record.is_file() else []
-    found = [read_manifest(results.parent / cell)["params"]["precision"] for cell in cells]
-    shown = " and ".join(f"{found.count(name)} in {name}" for name in sorted(set(found)))
-    return f"Number formats: of these trainings, {shown}." if len(set(found)) > 1 else ""
 
 
 def read_manifest(results: Path) -> dict[str, Any]:
@@ -222,5 +209,8 @@ def content(params: Params, stages: list[store.Stage]) -> dict[str, str]:
     for stage in stages:
         if stage.name in ("data", "counterfactuals", "rationales"):
             label = f"questions of {stage.key['dataset']}" if stage.name == "data" else stage.name
-            read.setdefault(label, dict(stage.reads("*.jsonl").files))
+            asked = dict(stage.reads("*.jsonl").files)
+            for split in ("more", "balanced", "siblings"):  # of some methods, which may differ
+                asked.pop(f"questions.{split}.jsonl", None)
+            read.setdefault(label, asked)
     return {name: store.key_hash({"": value})[:8] for name, value in read.items()}

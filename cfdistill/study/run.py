@@ -141,7 +141,8 @@ def _fingerprint(name: str, params: Params) -> str:
         for part in pipeline.parts(stage, params)
     ]
     package = Path(__file__).parents[1]
-    sources = {str(path.relative_to(package)): files.sha256(path) for path in sorted(package.rglob("*.py"))}
+    code = sorted([*package.rglob("*.py"), *package.rglob("*.yaml")])
+    sources = {str(path.relative_to(package)): files.sha256(path) for path in code}
     facts = {"params": params.model_dump(), "notebook": files.sha256(source_path(name)), "stages": stages}
     return json.dumps({**facts, "sources": sources})
 

@@ -61,7 +61,7 @@ def _results(source: Path, site: Path, place: str = "") -> str:
     shown = [_figure(site, f"{place}figures/{name}", alt[name]) for name in names]
     table = source / "figures" / "table1.md"  # there is none of what is swept, or trained together
     parts = [*shown[:1], table.read_text(encoding="utf-8") if table.is_file() else ""]
-    parts += [tables.differences(metrics.read_csv(source, metrics.FILES[1])), results.formats(source)]
+    parts += [tables.differences(metrics.read_csv(source, metrics.FILES[1]))]
     parts += [f"All numbers: {', '.join(f'[{name}]({place}{name})' for name in kept)}.", "## Figures"]
     return "\n\n".join(parts + shown[1:])
 

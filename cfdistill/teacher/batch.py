@@ -11,7 +11,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from cfdistill.errors import TeacherError, first_fault
 from cfdistill.files import write_text, writing
 from cfdistill.schema import jsonl_lines
-from cfdistill.teacher.budget import estimate_tokens
 from cfdistill.teacher.cache import Answer, Cache
 from cfdistill.teacher.client import Teacher
 from cfdistill.teacher.outcomes import KEEP, STOP, outcome
@@ -38,25 +37,25 @@ def import_cache(source: Path, cache: Cache) -> Counter[str]:
 
 def write_requests(
     teacher: Teacher, wanted: Mapping[str, Prompt], target: Path, max_requests: int = 0, max_tokens: int = 0
-) -> Counter[str]:
-    """Write the requests for answers, by key, as many as one file may hold, and count them by task."""
+) -> tuple[Counter[str], int]:
+    """Write as many requests as one file may hold; returns their numbers by task, and estimated tokens."""
     backend, longest = teacher.params.teacher, teacher.params.teacher_max_tokens
     if backend != "live":
         raise TeacherError(f"a batch needs teacher: live, not {backend}; set it or add -p teacher live")
-    text, tokens = "", 0  # ASCII: a character is a byte
+    text, total = "", 0  # ASCII: a character is a byte
     written: Counter[str] = Counter()
     for key, prompt in wanted.items():
         request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions"}
-        line = json.dumps(request | {"body": teacher.request(prompt)}) + "\n"
-        tokens += sum(estimate_tokens(prompt, longest))
+        line = json.dumps(request | {"body": prompt.request(teacher.model, longest)}) + "\n"
+        tokens = sum(prompt.estimate(longest))
         full = written.total() == min(max_requests or MAX_REQUESTS, MAX_REQUESTS)
-        if full or len(text) + len(line) > MAX_BYTES or 0 < max_tokens < tokens:
+        if full or len(text) + len(line) > MAX_BYTES or 0 < max_tokens < total + tokens:
             break
-        text += line
+        text, total = text + line, total + tokens
         written[prompt.task] += 1
     with writing(target):
         write_text(target, text)
-    return written
+    return written, total
 
 
 def import_results(teacher: Teacher, missing: Mapping[str, Prompt], source: Path) -> tuple[Counter[str], str]:
@@ -65,32 +64,23 @@ def import_results(teacher: Teacher, missing: Mapping[str, Prompt], source: Path
     stored = teacher.cache.get(row["custom_id"] for row in rows)
     counts: Counter[str] = Counter(new=0, known=0, failed=0, unknown=0)
     answers: list[Answer] = []
-    failure, limit = "", teacher.params.teacher_max_tokens
+    failure, asked = "", (teacher.base_url, teacher.model, teacher.params.teacher_max_tokens)
     for row in rows:
-        key = row["custom_id"]
-        try:
-            if key in missing and key not in stored:
-                given = (missing[key], _completion(row), teacher.base_url, teacher.model, limit)
-                answers.append(Answer.to(*given)._replace(batched=1))
-            else:
-                counts["known" if key in stored else "unknown"] += 1
-        except ValueError as error:
+        key, response, error = row["custom_id"], row.get("response") or {}, row.get("error")
+        if key in stored or key not in missing:
+            counts["known" if key in stored else "unknown"] += 1
+            continue
+        status = None if error else response.get("status_code")
+        found = outcome(status if isinstance(status, int) else 400, json.dumps(error or response.get("body")))
+        if found.act == KEEP:
+            answers.append(Answer.to(missing[key], found.stored, *asked)._replace(batched=1))
+        else:
             counts["failed"] += 1
-            failure = failure or str(error)
+            advice = f"; {found.detail}" if found.act == STOP and found.detail else ""
+            failure = failure or f"{f'HTTP {status}: ' if status else ''}{found.told}{advice}"
     put = teacher.cache.put_all(answers)
     counts.update(new=put["new"], known=put["known"] + put["conflicting"])
     return counts, failure
-
-
-def _completion(row: dict[str, Any]) -> str:
-    """Return what to store of a result; ValueError with the reason when it is to be asked for again."""
-    status, body = ((row.get("response") or {}).get(name) for name in ("status_code", "body"))
-    known = isinstance(status, int) and not row.get("error")
-    found = outcome(int(status) if status and known else 400, json.dumps(row.get("error") or body))
-    if found.act == KEEP:
-        return found.stored
-    advice = f"; {found.detail}" if found.act == STOP and found.detail else ""
-    raise ValueError(f"HTTP {status}: " * known + found.told + advice)
 
 
 def _read(source: Path, read: Callable[[Any], T], content: str) -> Iterator[T]:

@@ -3,11 +3,9 @@
 import asyncio
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from pydantic import BaseModel, Field, ValidationError
@@ -16,11 +14,6 @@ from cfdistill.errors import ParamsError, TeacherError
 from cfdistill.files import resolve
 from cfdistill.params import Params, read_yaml
 from cfdistill.teacher.cache import Cache
-from cfdistill.teacher.prompts import Prompt
-
-PRICES = Path(__file__).with_name("prices.yaml")
-# Estimates, for limits and forecasts; what an answer really took is in its row of the cache.
-COMPLETION_TOKENS = {"mask": 40, "fill": 40, "reason": 120, "positive": 120, "negative": 250}
 
 
 @dataclass
@@ -29,17 +22,9 @@ class Usage:
 
     requests: int = 0  # sent to the endpoint, repeated ones included
     cache_hits: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    broken: int = 0  # responses that were no chat completion
+    tokens: dict[str, tuple[int, int]] = field(default_factory=dict)  # by task: of prompts, of answers
     thought: int = 0  # answers that began with thinking, which was left out
     without: dict[str, int] = field(default_factory=dict)  # requests, by a parameter the endpoint refuses
-
-
-def estimate_tokens(prompt: Prompt, max_tokens: int = 0) -> tuple[int, int]:
-    """Return about how many tokens a prompt and its answer have; no answer is longer than `max_tokens`."""
-    usual = COMPLETION_TOKENS[prompt.task]
-    return prompt.tokens, min(usual, max_tokens or usual)
 
 
 class Price(BaseModel):
@@ -54,15 +39,11 @@ class Price(BaseModel):
         """Return what so many tokens cost outside a batch."""
         return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
-    def paid(self, total: Mapping[str, Any]) -> float:
-        """Return what a row of `Cache.totals` costs today."""
-        share = 1 - self.batch_discount * int(total["batched"])
-        return self.usd(total["prompt_tokens"], total["completion_tokens"]) * share
-
 
 def find_price(model: str, params: Params) -> Price | None:
     """Return the price of a model, or None when neither `teacher_prices` nor our own table knows it."""
-    rows = read_yaml(PRICES) | (read_yaml(resolve(params.teacher_prices)) if params.teacher_prices else {})
+    rows = read_yaml(Path(__file__).with_name("prices.yaml"))
+    rows |= read_yaml(resolve(params.teacher_prices)) if params.teacher_prices else {}
     row = rows.get(model, rows.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", model)))  # a dated snapshot
     try:
         return None if row is None else Price.model_validate(row)
@@ -84,45 +65,37 @@ class Budget:
     """The cap `teacher_budget_usd` on what a live model's answers cost: one ledger, in the cache, for all."""
 
     def __init__(self, model: str, params: Params, cache: Cache) -> None:
-        self.cap_usd = params.teacher_budget_usd if params.teacher == "live" else 0.0
-        self._price = find_price(model, params) if self.cap_usd else None
-        self._model, self._cache = model, cache
-        self._lapses_s = 4 * params.teacher_timeout_s  # an attempt may be silent connecting, sending, …
-        if self.cap_usd and not self._price:
+        price = find_price(model, params)
+        if not price:
             told = f"teacher_budget_usd: the price of {model} is not known; give it by teacher_prices, a YAML"
             raise ParamsError(f"{told} file like cfdistill/teacher/prices.yaml, or set 0 for no cap")
-        if self._price:
-            with cache.transaction() as db:
-                db.execute(f"CREATE TABLE IF NOT EXISTS {LEDGER}")
-                db.execute(f"CREATE INDEX IF NOT EXISTS {INDEX}")
+        self._cap_usd, self._price, self._model, self._cache = params.teacher_budget_usd, price, model, cache
+        self._lapses_s = 4 * params.teacher_timeout_s  # an attempt may be silent connecting, sending, …
+        with cache.transaction() as db:
+            db.execute(f"CREATE TABLE IF NOT EXISTS {LEDGER}")
+            db.execute(f"CREATE INDEX IF NOT EXISTS {INDEX}")
 
     def reserve(self, prompt_tokens: float, completion_tokens: float) -> int:
         """Set aside what a request may cost, before it is sent; TeacherError when the cap might be passed."""
-        if not self._price:
-            return 0
         price, usd = self._price, self._price.usd(prompt_tokens, completion_tokens)
         with self._cache.transaction() as db:
             db.execute("DELETE FROM ledger WHERE until < ?", [time.time()])
             rates = (price.input, price.output, price.batch_discount)
             (spent,) = db.execute(SPENT, [*rates, self._model]).fetchone()
             (held,) = db.execute(HELD, [self._model]).fetchone()
-            if spent + held + usd > self.cap_usd:
-                told = (
-                    f"of ${self.cap_usd:g}, ${spent:.4f} is spent, ${held:.4f} is set aside or lost, and the"
-                )
-                told += f" next answer may cost ${usd:.4f}; raise it to go on (what a killed run set aside"
-                raise TeacherError(f"teacher_budget_usd is reached: {told} lapses in minutes)")
+            if spent + held + usd > self._cap_usd:
+                told = f"teacher_budget_usd is reached: of ${self._cap_usd:g}, ${spent:.4f} is spent, "
+                told += f"${held:.4f} is set aside or lost, and the next answer may cost ${usd:.4f}; raise it"
+                raise TeacherError(f"{told} to go on (what a killed run set aside lapses in minutes)")
             row = [self._model, usd, time.time() + self._lapses_s]
             return db.execute("INSERT INTO ledger (model, usd, until) VALUES (?, ?, ?)", row).lastrowid or 0
 
     def settle(self, reserved: int, prompt_tokens: float = 0, completion_tokens: float = 0) -> None:
         """Give back what was set aside, except the price of these tokens, which no answer accounts for."""
-        if self._price:
-            lost = self._price.usd(prompt_tokens, completion_tokens)
-            with self._cache.transaction() as db:
-                db.execute("DELETE FROM ledger WHERE id = ?", [reserved])
-                if lost:
-                    db.execute("INSERT INTO ledger (model, usd) VALUES (?, ?)", [self._model, lost])
+        with self._cache.transaction() as db:
+            db.execute("DELETE FROM ledger WHERE id = ?", [reserved])
+            if lost := self._price.usd(prompt_tokens, completion_tokens):
+                db.execute("INSERT INTO ledger (model, usd) VALUES (?, ?)", [self._model, lost])
 
 
 class Pace:
@@ -150,7 +123,9 @@ def stats(cache: Cache, params: Params) -> str:
     rows = []
     for total in cache.totals():
         price = find_price(total["model"], params)
-        usd = price.paid(total) if price else float("nan")
+        usd = price.usd(total["prompt_tokens"], total["completion_tokens"]) if price else float("nan")
+        if price and total["batched"]:
+            usd *= 1 - price.batch_discount
         rows.append({**total, "batched": "yes" if total["batched"] else "no", "US dollars": usd})
     table = pd.DataFrame(rows)
     table.loc["all"] = table.sum(numeric_only=True)

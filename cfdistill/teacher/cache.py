@@ -50,21 +50,13 @@ class Answer(NamedTuple):
     batched: Annotated[int, Field(ge=0, le=1)] = 0  # 1: bought through the Batch API, at its price
 
     @classmethod
-    def read(cls, body: str, key: str, task: str, base_url: str, model: str, latency_s: float = 0.0) -> Self:
-        """Build an answer from a raw response body; ValueError when it is no chat completion."""
-        _, _, served, sent, written = read_completion(body, task)
+    def to(cls, prompt: Prompt, body: str, url: str, model: str, limit: int = 0, took_s: float = 0.0) -> Self:
+        """Build the answer to a prompt from a raw response body; ValueError when it is no chat completion."""
+        text, _, served, sent, written = read_completion(body, prompt.task)
+        key = prompt.key(url, model, limit if text in LIMITED else None)
+        sent = sent or prompt.estimate()[0] * (written > 0)  # where the endpoint does not count
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(key, task, base_url, model, body, served, sent, written, latency_s, created)
-
-    @classmethod
-    def to(
-        cls, prompt: Prompt, body: str, base_url: str, model: str, limit: int, latency_s: float = 0.0
-    ) -> Self:
-        """Build the answer to a prompt, or ValueError: under the limit's key if it cut the answer off."""
-        answer = cls.read(body, prompt.key(base_url, model), prompt.task, base_url, model, latency_s)
-        key = prompt.key(base_url, model, limit) if answer.text in LIMITED else answer.key
-        sent = answer.prompt_tokens or prompt.tokens * (answer.completion_tokens > 0)  # 0: not counted
-        return answer._replace(key=key, prompt_tokens=sent)
+        return cls(key, prompt.task, url, model, body, served, sent, written, took_s, created)
 
     @property
     def text(self) -> str:

@@ -1,5 +1,6 @@
 """The teacher's client: the cache first, then an endpoint (`live`), the stand-in (`offline`) or nobody."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any, Self
 import pandas as pd
 
 from cfdistill.errors import TeacherError
-from cfdistill.files import resolve
+from cfdistill.files import resolve, sha256
 from cfdistill.params import Params
 from cfdistill.teacher import offline, prompts
 from cfdistill.teacher.budget import Budget, Usage
@@ -29,12 +30,12 @@ class Teacher:
     def __init__(self, params: Params, handler: Callable[..., Any] | None = None) -> None:
         """Open the cache; `handler` answers HTTP requests in process instead of an endpoint."""
         self.params, self.usage, self._handler = params, Usage(), handler
-        self.costs: list[tuple[str, str, int, int]] = []  # rows of `cost.csv`
         self.used: dict[str, str] = {}  # by key: the digest of every answer handed out
         self._endpoint: Any = None  # once somebody was asked: what we know of it
         self.cache = Cache(cache_path(params), read_only=params.teacher == "recorded")
         self.base_url, self.model = _source(params, self.cache)
-        self.budget = Budget(self.model, params, self.cache)
+        capped = params.teacher == "live" and params.teacher_budget_usd
+        self.budget = Budget(self.model, params, self.cache) if capped else None
 
     def __enter__(self) -> Self:
         return self
@@ -47,15 +48,10 @@ class Teacher:
         who = {"backend": self.params.teacher, "base_url": self.base_url, "model": self.model}
         return who | asdict(self.usage)
 
-    def note(self, step: str) -> None:
-        """Count all tokens since the last note as those of `step`, whether they are paid or in the cache."""
-        sent = self.usage.prompt_tokens - sum(row[2] for row in self.costs)
-        written = self.usage.completion_tokens - sum(row[3] for row in self.costs)
-        self.costs.append((step, self.model, sent, written))
-
-    def costs_table(self) -> pd.DataFrame:
-        """Return what the steps noted took, as `cost.csv` holds it."""
-        return pd.DataFrame(self.costs, columns=["step", "model", "prompt_tokens", "completion_tokens"])
+    def costs(self) -> pd.DataFrame:
+        """Return the tokens that each task took, paid for or in the cache, as `cost.csv` holds them."""
+        rows = [(task, self.model, *tokens) for task, tokens in self.usage.tokens.items()]
+        return pd.DataFrame(rows, columns=["step", "model", "prompt_tokens", "completion_tokens"])
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str]:
         """Return one answer per prompt, in order; TeacherError when one is missing and cannot be had."""
@@ -67,10 +63,11 @@ class Teacher:
             self._check_can_ask(missing)
             self._fetch(missing, len(answers))
             answers |= self.known(missing)  # use what was committed, whoever came first
-        self.usage.prompt_tokens += sum(answer.prompt_tokens for answer in answers.values())
-        self.usage.completion_tokens += sum(answer.completion_tokens for answer in answers.values())
-        self.used |= {answer.key: answer.digest for answer in answers.values()}
-        self.usage.thought += sum(read_completion(a.response, a.task)[1] for a in answers.values())
+        for answer in answers.values():
+            sent, written = self.usage.tokens.get(answer.task, (0, 0))
+            self.usage.tokens[answer.task] = (sent + answer.prompt_tokens, written + answer.completion_tokens)
+            self.usage.thought += read_completion(answer.response, answer.task)[1]
+            self.used[answer.key] = answer.digest
         return [answers[key].text for key in keys]
 
     def known(self, prompts: Mapping[str, Prompt]) -> dict[str, Answer]:
@@ -79,10 +76,6 @@ class Teacher:
         missing = {key: prompt for key, prompt in prompts.items() if key not in found}
         cut = {prompt.key(self.base_url, self.model, limit): key for key, prompt in missing.items()}
         return found | {cut[key]: answer for key, answer in self.cache.get(cut).items()}
-
-    def request(self, prompt: Prompt) -> dict[str, Any]:
-        """Return the body of a prompt's request, as we wish it to be answered."""
-        return prompt.request(self.model, self.params.teacher_max_tokens)
 
     def key(self, prompt: Prompt) -> str:
         """Return the cache key of a prompt's whole answer."""
@@ -95,8 +88,8 @@ class Teacher:
         told = f"{len(missing)} answers are missing in {self.cache.path}: {tasks}"
         if self.params.teacher == "recorded":
             first = next(iter(missing.values())).question.splitlines()[0]
-            told += f"; first: {first[:100]!r} for model {self.model}; replay with the parameters and "
-            raise TeacherError(f"{told}prompts of the recording, or record these: teacher: live or offline")
+            told = f"recorded answers do not cover this: {told}; first: {first[:100]!r} for {self.model}"
+            raise TeacherError(f"{told}; use the recording's parameters, or teacher: offline or live")
         if self.params.teacher_batch:
             commands = "`cfdistill teacher batch-export`, the Batch API, `cfdistill teacher batch-import`"
             raise TeacherError(f"{told}; export, run, import, rerun ({commands}, and this again)")
@@ -120,10 +113,22 @@ class Teacher:
 
 
 def cache_path(params: Params) -> Path:
-    """Return the cache file of a study; `recorded` without one replays the recording we ship."""
-    if params.teacher == "recorded" and not params.teacher_cache:
-        return Path(__file__).with_name("recorded") / "offline.sqlite"
-    return resolve(params.teacher_cache or f"{params.run_root}/teacher/cache.sqlite")
+    """Return the cache file of a study; `recorded` without one unpacks the answers that we ship."""
+    if params.teacher != "recorded" or params.teacher_cache:
+        return resolve(params.teacher_cache or f"{params.run_root}/teacher/cache.sqlite")
+    packed = Path(__file__).with_name("recorded") / f"{params.train_dataset}.answers.jsonl.gz"
+    if not packed.is_file():
+        shipped = ", ".join(sorted(path.name.split(".")[0] for path in packed.parent.glob("*.gz")))
+        told = f"answers about {shipped} are shipped, but none about {params.train_dataset}"
+        raise TeacherError(f"{told}; set teacher_cache, or use teacher: offline (the stand-in) or live")
+    path = resolve(params.run_root) / "teacher" / f"{params.train_dataset}-{sha256(packed)[:8]}.sqlite"
+    if not path.is_file():
+        aside = path.with_name(f"{path.name}.{os.getpid()}")
+        with closing(Cache(aside)) as cache, gzip.open(packed) as lines:
+            rows = map(json.loads, lines)
+            cache.put_all(Answer(**{name: row[name] for name in Answer._fields}) for row in rows)
+        aside.rename(path)
+    return path
 
 
 def cache_state(params: Params) -> tuple[tuple[str, int, int], ...]:

@@ -16,9 +16,8 @@ from openai import APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIE
 
 from cfdistill.errors import TeacherError
 from cfdistill.params import Params
-from cfdistill.teacher.budget import Budget, Pace, Usage, estimate_tokens
+from cfdistill.teacher.budget import Budget, Pace, Usage
 from cfdistill.teacher.cache import Answer, Cache
-from cfdistill.teacher.offline import BASE_URL as OFFLINE_URL
 from cfdistill.teacher.outcomes import AGAIN, BROKEN, KEEP, WITHOUT, NoAnswer, Outcome, outcome
 from cfdistill.teacher.prompts import Prompt
 
@@ -37,7 +36,6 @@ class Call:
     found: Outcome = field(init=False)  # of the latest attempt
     answer: Answer | None = None
     reserved: int = 0  # in the budget
-    latency_s: float = 0.0  # of the latest attempt
     under_way: bool = False  # sent, and neither failed nor answered and stored
 
 
@@ -49,7 +47,7 @@ class Endpoint:
     base_url: str
     model: str
     cache: Cache  # which gets the answers
-    budget: Budget
+    budget: Budget | None
     usage: Usage  # which is kept up to date
     handler: Callable[..., Any] | None = None  # answers requests in its place
     answered: bool = False  # anything, yet
@@ -65,7 +63,11 @@ class Endpoint:
             try:
                 thread.submit(asyncio.run, self._ask_all(missing)).result()
             except OpenAIError as error:  # it may quote the key, so it must not show in a traceback
-                raise TeacherError(explain(error, self.base_url, self.model)) from None
+                told = f"cannot be reached ({type(error).__name__}); check teacher_base_url and the network"
+                if isinstance(error, APIStatusError):
+                    _, advice, code, said, _ = outcome(error.status_code, error.response.text)
+                    told = f"answered {f'HTTP {code}: ' * (code != BROKEN)}{said}{advice and f'; {advice}'}"
+                raise TeacherError(f"the teacher at {self.base_url}, model {self.model}, {told}") from None
             finally:
                 stop.set()
 
@@ -76,10 +78,9 @@ class Endpoint:
         todo, watcher = iter(missing.values()), asyncio.create_task(self._watch())
         try:
             async with self._connect() as client:
+                # The first goes alone: it may show that none can be answered.
                 first = [] if self.answered else [self._work(client, itertools.islice(todo, 1))]
-                ended = await asyncio.gather(
-                    *first, return_exceptions=True
-                )  # alone: it may show that none can
+                ended = await asyncio.gather(*first, return_exceptions=True)
                 workers = [self._work(client, todo) for _ in range(self.params.teacher_concurrency)]
                 ended += await asyncio.gather(*workers, return_exceptions=True)
         finally:
@@ -98,7 +99,12 @@ class Endpoint:
 
     def _connect(self) -> AsyncOpenAI:
         """Return a client whose every attempt, also those that the SDK repeats, goes through `attempt`."""
-        key, timeout = api_key() if self.params.teacher == "live" else "none", self.params.teacher_timeout_s
+        key, timeout = os.environ.get("OPENAI_API_KEY", "").strip(), self.params.teacher_timeout_s
+        if self.params.teacher != "live":
+            key = "none"
+        elif not (key and key.isascii() and key.isprintable()):
+            told = "teacher: live needs a key in the environment variable OPENAI_API_KEY (any word, for a"
+            raise TeacherError(f"{told} server that asks for none); teacher: offline needs no key")
         try:
             http_client = _Client(self, httpx2.MockTransport(self.handler) if self.handler else None)
         except (ImportError, ValueError, httpx2.InvalidURL):  # which may quote a proxy's password
@@ -110,9 +116,7 @@ class Endpoint:
         """Answer one prompt after the other."""
         try:
             for prompt in prompts:
-                await self._answer(
-                    client, Call(prompt, estimate_tokens(prompt, self.params.teacher_max_tokens))
-                )
+                await self._answer(client, Call(prompt, prompt.estimate(self.params.teacher_max_tokens)))
         except (OpenAIError, TeacherError):
             self._stop.set()
             raise
@@ -157,38 +161,35 @@ class Endpoint:
         call.under_way, lost = True, (0, 0)
         try:
             longest = self.params.teacher_max_tokens or call.tokens[1]
-            call.reserved = await self._account(self.budget.reserve, call.tokens[0], longest) or 0
+            call.reserved = await self._account(Budget.reserve, call.tokens[0], longest)
             self.usage.requests += 1
             began = time.perf_counter()
             response = await send(request, **options)
-            call.latency_s = round(time.perf_counter() - began, 4)
+            took_s = round(time.perf_counter() - began, 4)
             status, text = response.status_code, response.content.decode("utf-8", "replace")
             call.found = found = outcome(status, text, call.body)
             if found.act == KEEP:
-                given = (self.base_url, self.model, self.params.teacher_max_tokens, call.latency_s)
-                call.answer = Answer.to(call.prompt, found.stored, *given)
+                asked = (self.base_url, self.model, self.params.teacher_max_tokens)
+                call.answer = Answer.to(call.prompt, found.stored, *asked, took_s)
                 return httpx2.Response(200, request=request)
             if found.status == BROKEN:
                 lost = call.tokens  # it may well have been billed
-                self.usage.broken += 1
-            headers = {
-                name: value for name, value in response.headers.items() if name.startswith("retry-after")
-            }
+            headers = {k: v for k, v in response.headers.items() if k.startswith("retry-after")}
             headers["x-should-retry"] = str(found.act == AGAIN).lower()  # which the SDK obeys
             return httpx2.Response(found.status, headers=headers, text=text, request=request)
         finally:
             if not call.answer:
-                await self._account(self.budget.settle, call.reserved, *lost)
+                await self._account(Budget.settle, call.reserved, *lost)
                 call.under_way = False
                 if self._stop.is_set():  # else the SDK would wait for the next attempt
                     raise asyncio.CancelledError
 
-    async def _account(self, change: Callable[..., Any], *given: float) -> Any:
-        """Change the budget, which is in the cache's file."""
-        if self.budget.cap_usd:
-            async with self._disk:
-                return await asyncio.to_thread(change, *given)
-        return None
+    async def _account(self, change: Callable[..., int | None], *given: float) -> int:
+        """Change the budget, if there is one, in the cache's file."""
+        if not self.budget:
+            return 0
+        async with self._disk:
+            return await asyncio.to_thread(change, self.budget, *given) or 0
 
     async def _keep(self, call: Call, answer: Answer) -> None:
         """Commit an answer."""
@@ -197,7 +198,7 @@ class Endpoint:
         took = (answer.prompt_tokens, answer.completion_tokens)
         self.pace.correct(sum(took) - sum(call.tokens))
         # What another process answered first was paid for all the same.
-        await self._account(self.budget.settle, call.reserved, *((0, 0) if new else took))
+        await self._account(Budget.settle, call.reserved, *((0, 0) if new else took))
         self.answered = True
 
 
@@ -210,24 +211,3 @@ class _Client(DefaultAsyncHttpxClient):
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         return await self._endpoint.attempt(super().send, request, **options)
-
-
-def explain(error: OpenAIError, base_url: str, model: str) -> str:
-    """Return one sentence, in the server's own words but without the key, which it may quote."""
-    status = getattr(error, "status_code", None)
-    if base_url == OFFLINE_URL and status == 422:
-        return "the offline teacher knows only the weasel testbed; use teacher: live or recorded"
-    told = f"cannot be reached ({type(error).__name__}); check teacher_base_url and the network"
-    if isinstance(error, APIStatusError):
-        _, advice, code, said, _ = outcome(error.status_code, error.response.text)
-        told = f"answered {f'HTTP {code}: ' * (code != BROKEN)}{said}{advice and f'; {advice}'}"
-    return f"the teacher at {base_url}, model {model}, {told}"
-
-
-def api_key() -> str:
-    """Return the key, which the environment alone holds."""
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if key and key.isascii() and key.isprintable():
-        return key
-    told = "teacher: live needs a key in the environment variable OPENAI_API_KEY"
-    raise TeacherError(f"{told} (any word, for a server that asks for none); teacher: offline needs no key")

@@ -23,7 +23,7 @@ ASKED = re.compile(
 
 def model_name(params: Params) -> str:
     """Return the stand-in's model name, which names all that its answers depend on."""
-    return f"scene-bank-{bank_hash()[:8]}-noise{params.teacher_noise:g}-seed{params.data_seed}"
+    return f"scene-bank-{bank_hash()[:8]}-one-cue-noise{params.teacher_noise:g}-seed{params.data_seed}"
 
 
 class SceneTeacher:
@@ -41,7 +41,8 @@ class SceneTeacher:
         body = json.loads(request.content)
         content = self._answer(body)
         if content is None:
-            return httpx2.Response(422, json={"error": {"message": "not in the scene bank"}})
+            told = "the offline teacher knows only the weasel testbed; use teacher: live or recorded"
+            return httpx2.Response(422, json={"error": {"message": told}})
         # tokens are estimated at four characters each
         sent, written = sum(len(message["content"]) for message in body["messages"]) // 4, len(content) // 4
         usage = {"prompt_tokens": sent, "completion_tokens": written, "total_tokens": sent + written}
@@ -69,7 +70,8 @@ class SceneTeacher:
             return None
         others = [v for v in range(len(scene.cues)) if v != right]
         if task == "fill":
-            return json.dumps({"fills": [rng.choice(scene.cues[rng.choice(others) if errs else right])]})
+            told = rng.choice(others) if errs else right
+            return json.dumps({"fills": [scene.cues[told][1 - scene.kept_cue(told)]]})
         # A careless reasoner falls for the stereotype, or for any other answer where that is right.
         wrong = scene.stereotype if scene.stereotype != right else rng.choice(others)
         return _argue(task, scene, wrong if errs else right, options)

@@ -4,39 +4,23 @@ import json
 import os
 import re
 from collections.abc import Container
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from cfdistill.params import read_yaml
 from cfdistill.teacher.prompts import BYTES_PER_TOKEN, JSON_LISTS
 
 # Why a prompt has no answer. Such outcomes stand in the cache like answers, so that none is asked for again.
 CUT, FILTERED = "answer cut off (raise teacher_max_tokens)", "content filter"
-INVALID, TOO_LONG = "no valid JSON, says the server", "too long for the model"
-EMPTY, THINKING = "refusal or empty answer", "nothing but thinking"
+TOO_LONG, EMPTY, THINKING = "too long for the model", "refusal or empty answer", "nothing but thinking"
 ELSEWHERE = "content is empty, and reasoning_content has not the form asked for"
 FINAL = (FILTERED, TOO_LONG)  # another sample would not change it
 LIMITED = (CUT, TOO_LONG)  # another teacher_max_tokens would
-KEEP, AGAIN, WITHOUT, STOP = "keep", "ask again later", "ask without", "stop"
-ODD = (400, 403, 413, 422, 500)
-RULES: tuple[tuple[Container[int], str, str, str], ...] = (  # the first whose status and words fit decides
-    ((402, 429), "insufficient[_ ](quota|credit|balance|fund)", STOP, "see to the account's billing"),
-    (
-        (400, 429),
-        "token_limit_exceeded|enqueued token",
-        STOP,
-        "export fewer with --max-requests or --max-tokens",
-    ),
-    (ODD, "content[ _](filter|policy|management)|responsible ?ai|moderation", KEEP, FILTERED),
-    (ODD, "json_validate_failed|failed to (generate|validate) json", KEEP, INVALID),
-    (ODD, "context[ _](length|size|window)|prompt is too long", KEEP, TOO_LONG),
-    ((401,), "", STOP, "check the key in OPENAI_API_KEY"),
-    ((400, 403), "api[ _-]?key|credential", STOP, "check the key in OPENAI_API_KEY"),
-    ((429,), "", AGAIN, "lower teacher_requests_per_minute or teacher_concurrency"),
-    ({408, 409, *range(500, 600)} - {501}, "", AGAIN, ""),
-)
-REFUSABLE = ("temperature", "seed", "max_completion_tokens")  # parameters that an error may name
+KEEP, AGAIN, WITHOUT, STOP = "keep", "again", "ask without", "stop"
 BROKEN = 599  # our status for what is no chat completion
-SAID = "message msg error errors detail code type param loc innererror metadata raw"  # all else may quote us
-TAG = r"(?:\w+:)?(?:think|thinking|thought|reasoning)"
+NO_CHAT = "no chat completion; check teacher_base_url, which usually ends in /v1"
+QUIRKS = read_yaml(Path(__file__).with_suffix(".yaml"))
+TAG = rf"(?:\w+:)?(?:{QUIRKS['thinking']})"
 THOUGHTS = re.compile(rf"\A(?:.*[<\[]/{TAG}[>\]]\s*|\s*[<\[]{TAG}[>\]].*)", re.DOTALL | re.IGNORECASE)
 NO_COMPLETION = (LookupError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError)
 
@@ -63,13 +47,14 @@ def outcome(status: int, body: str, sent: Container[str] = ()) -> Outcome:
             return Outcome(KEEP, "", status, "", body)
         except ValueError:
             status = _carried(body)
-    told = "no chat completion; check teacher_base_url, which usually ends in /v1"
-    told = told if status == BROKEN else words(body)
-    for statuses, pattern, act, detail in RULES:
-        if status in statuses and re.search(pattern, told, re.IGNORECASE):
-            return Outcome(act, detail, status, told, json.dumps({"dropped": detail, "told": told}))
+    told = words(body) if status != BROKEN else NO_CHAT
+    for rule in QUIRKS["errors"]:
+        fits = re.fullmatch(rule["status"], str(status))
+        if fits and re.search(rule.get("words", ""), told, re.IGNORECASE):
+            detail = rule.get("detail", "")
+            return Outcome(rule["act"], detail, status, told, json.dumps({"dropped": detail, "told": told}))
     if status in (400, 422, 501):
-        for name in REFUSABLE:
+        for name in QUIRKS["refusable"]:
             if name in sent and name in told:
                 return Outcome(WITHOUT, name, status, told)
         if "response_format" in sent:  # whatever the words: asking without it decides
@@ -91,7 +76,7 @@ def words(body: str) -> str:
 
 def _said(value: Any) -> str:
     if isinstance(value, dict):
-        return " ".join(_said(value[name]) for name in SAID.split() if value.get(name))
+        return " ".join(_said(value[name]) for name in QUIRKS["said"] if value.get(name))
     return " ".join(map(_said, value)) if isinstance(value, list) else str(value)
 
 
@@ -138,9 +123,9 @@ def _text(choice: dict[str, Any], task: str) -> tuple[str, bool]:
         chunks = [part["text"] for part in content if part["type"] in ("text", "output_text")]
         content, thought = "".join(chunks), len(chunks) < len(content)  # other parts are thinking
     text, found = THOUGHTS.subn("", content)
-    elsewhere = message.get("reasoning_content") or message.get("reasoning") or ""
+    elsewhere = next(filter(None, map(message.get, QUIRKS["elsewhere"])), "")
     wanted = f'"{JSON_LISTS[task]}"' if task in JSON_LISTS else "answer is"
-    if finish in ("length", "max_tokens", "model_length"):
+    if finish in QUIRKS["cut_off"]:
         text = NoAnswer(CUT)
     elif finish.startswith("content_filter"):
         text = NoAnswer(FILTERED)

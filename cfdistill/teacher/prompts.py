@@ -16,7 +16,9 @@ from cfdistill.schema import options_text
 TASKS = ("mask", "fill", "reason", "positive", "negative")
 JSON_LISTS = {"mask": "spans", "fill": "fills"}  # tasks answered in JSON, and the name of their list
 VERSION = "v1"
-BYTES_PER_TOKEN = 4  # an estimate, for what nobody counted
+# Estimates, for limits and where nobody counted; what an answer really took is in its row of the cache.
+BYTES_PER_TOKEN = 4
+ANSWER_TOKENS = {"mask": 40, "fill": 40, "reason": 120, "positive": 120, "negative": 250}
 FOLDER = Path(__file__).with_name("prompts")
 
 
@@ -34,11 +36,11 @@ class Prompt:
         """The last user message: what is asked, without instructions and examples."""
         return self.messages[-1][1]
 
-    @property
-    def tokens(self) -> int:
-        """About how many tokens the prompt has."""
+    def estimate(self, max_tokens: int = 0) -> tuple[int, int]:
+        """Return about how many tokens it and its answer have; no answer is longer than `max_tokens`."""
         size = sum(len(content.encode("utf-8", "replace")) for _, content in self.messages)
-        return size // BYTES_PER_TOKEN + 1
+        usual = ANSWER_TOKENS[self.task]
+        return size // BYTES_PER_TOKEN + 1, min(usual, max_tokens or usual)
 
     def request(self, model: str, max_tokens: int = 0) -> dict[str, Any]:
         """Return the body of the chat-completion request, as we wish it to be answered; 0 sets no limit."""

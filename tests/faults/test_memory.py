@@ -40,11 +40,11 @@ def prompts(first):
 
 def test_a_teacher_with_many_answers_keeps_none_of_them(small_params: Params):
     response = json.dumps({"model": "m", "choices": [{"message": {"content": TEXT}}]})
-    params, facts = small_params.model_copy(update={"teacher": "offline"}), {"base_url": "u", "model": "m"}
+    params = small_params.model_copy(update={"teacher": "offline"})
     with Teacher(params) as teacher:
         for first in range(0, ANSWERS, BATCH):
-            own = [Answer.read(response, key=teacher.key(p), task=p.task, **facts) for p in prompts(first)]
-            teacher.cache.put_all(own)
+            known_as = (teacher.base_url, teacher.model)
+            teacher.cache.put_all(Answer.to(p, response, *known_as) for p in prompts(first))
     measured = []
     with Teacher(params) as teacher:
         for first in range(0, ANSWERS, BATCH):
