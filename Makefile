@@ -32,7 +32,7 @@ $(PEERS): benchmarks/peers/requirements.txt
 	@$(call INSTALL,.venv-bench) -r $<
 	@touch $@
 
-study: $(READY)  ## the default study: about 18 minutes on two cores, no key, no GPU, no model hub
+study: $(READY)  ## the default study: about 12 minutes on two cores, no key, no GPU, no model hub
 	$(BIN)/cfdistill run params/offline.yaml
 
 test: $(READY)  ## the tests, with a small study through all notebooks: in two processes of one thread
