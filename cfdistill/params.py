@@ -123,6 +123,12 @@ class Params(BaseModel):
                 raise ValueError(f"{name}: holds NUL or half a character")
         if not re.fullmatch(r"\w[\w.-]{0,99}", self.profile):  # a folder of that name is emptied
             raise ValueError(f"profile: must be a plain name such as offline, not {self.profile!r}")
+        has = {"train", "more"} | ({"balanced"} if self.train_dataset in TESTBED else set())
+        has |= {"siblings"} if "pool" in BENCHMARKS.get(self.train_dataset, {}) else set()
+        known = [name for name in self.methods if name in METHODS]
+        for name in (name for name in known if not has.issuperset(METHODS[name].splits)):
+            wanted = "csqa" if "siblings" in METHODS[name].splits else "the testbed"
+            raise ValueError(f"methods: {name} needs questions that only {wanted} has; leave it out")
         if self.train_dataset == "weasel-user":
             raise ValueError("train_dataset: scenes of one's own are for tests; train on another data set")
         if bool(self.scene_bank) != ("weasel-user" in self.test_datasets):

@@ -17,15 +17,19 @@ pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(7200)]
 PARAMS = files.project_root() / "params"
 SMALL = yaml.safe_load((PARAMS / "smoke.yaml").read_text())
 SMALL |= {"frozen_layers": 0, "epochs": 1.0, "max_new_tokens": 8, "max_new_tokens_elimination": 12}
-SMALL |= {"audit_questions": 2}
+SMALL |= {"audit_questions": 2, "allow_empty": True}
 SIZES = {name: value for name, value in SMALL.items() if name not in ("profile", "methods", "test_datasets")}
 TESTBED = DATASETS[:4]
+# The others need what so small a study has not: questions in sets, or more scenes than questions.
+DRAWN_METHODS = [name for name in METHODS if name not in ("cf-natural", "ft-cot-balanced")]
 DRAWN = {
     "profile": st.sampled_from(["mine", "2026", "offline"]),
     "train_dataset": st.sampled_from(TESTBED),
     "test_datasets": st.lists(st.sampled_from(TESTBED), min_size=1, max_size=2, unique=True),
-    "methods": st.lists(st.sampled_from(list(METHODS)), min_size=1, max_size=3, unique=True),
-    "scorings": st.sampled_from(["direct", "direct,elimination,vote", "direct,label,likelihood"]),
+    "methods": st.lists(st.sampled_from(DRAWN_METHODS), min_size=1, max_size=3, unique=True).filter(
+        lambda methods: methods != ["base"]  # which is refused: it trains nothing
+    ),
+    "scorings": st.sampled_from(["direct", "direct,elimination,rationale,cloze", "direct,label,likelihood"]),
     "seed": st.integers(0, 3),
     "data_seed": st.integers(0, 3),
     "spurious_rate": st.sampled_from([0.0, 0.5, 1.0]),

@@ -25,6 +25,8 @@ PROFILES = sorted(
         ({"methods": []}, "methods: needs at least one value"),
         ({"methods": "ft,ft"}, "methods: needs at least one value, each once"),
         ({"vote_threshold": 6}, r"vote_threshold is above reasoning_paths \(5\)"),
+        ({"methods": ["cf-natural"]}, "methods: cf-natural needs questions that only csqa has"),
+        ({"methods": ["ft-cot-balanced"], "train_dataset": "csqa"}, "that only the testbed has"),
         ({"scorings": "elimination"}, "scorings: must hold direct"),
         ({"min_edit_ratio": 0.9}, "min_edit_ratio is above max_edit_ratio"),
         (
