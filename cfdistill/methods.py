@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the other one takes ten times as long
 VIEWS = ("positive", "negative")
 
 
@@ -46,7 +47,7 @@ class Method:
 
 
 def _read() -> dict[str, Method]:
-    rows = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    rows = yaml.load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"), LOADER)
     return {name: Method(**row | {"views": tuple(row.get("views", ()))}) for name, row in rows.items()}
 
 

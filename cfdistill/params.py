@@ -11,11 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cfdistill.errors import ParamsError
-from cfdistill.methods import METHODS
+from cfdistill.methods import LOADER, METHODS
 
 PACKAGE = Path(__file__).parent
-BENCHMARKS: Mapping[str, Any] = yaml.safe_load((PACKAGE / "data" / "benchmarks.yaml").read_text("utf-8"))
-STUDENTS: Mapping[str, str] = yaml.safe_load((PACKAGE / "student" / "students.yaml").read_text("utf-8"))
+BENCHMARKS: Mapping[str, Any] = yaml.load((PACKAGE / "data" / "benchmarks.yaml").read_text("utf-8"), LOADER)
+STUDENTS: Mapping[str, str] = yaml.load((PACKAGE / "student" / "students.yaml").read_text("utf-8"), LOADER)
 TESTBED = ("weasel-commonsense", "weasel-qualitative", "weasel-composition", "weasel-science")
 DATASETS = (*TESTBED, "weasel-user", *BENCHMARKS)
 SCORINGS = ("direct", "elimination", "rationale", "cloze", "likelihood", "label")
