@@ -24,7 +24,8 @@ UNSAFE_CALLS = {
     *("numpy.load", "torch.load", "torch.jit.load", "torch.hub.load", "pd.read_pickle", "pandas.read_pickle"),
     *("importlib.import_module", "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load"),
 }
-KNOWN = {"cfdistill/params.py": {"yaml.load"}}  # by a SafeLoader that refuses a key that stands there twice
+# by SafeLoaders: one refuses a key that stands there twice, the other one is written in C
+KNOWN = {"cfdistill/params.py": {"yaml.load"}, "cfdistill/methods.py": {"yaml.load"}}
 UNSAFE_ARGUMENTS = {"trust_remote_code", "allow_pickle", "shell", "weights_only"}
 
 
