@@ -19,7 +19,7 @@ from cfdistill.errors import StageError
 from cfdistill.params import Params
 from cfdistill.schema import R, Record, read_jsonl, write_jsonl
 
-FORMAT = 3  # raise when a stage's files change meaning, so that old folders are not reused
+FORMAT = 4  # raise when a stage's files change meaning, so that old folders are not reused
 
 
 @dataclass
