@@ -10,7 +10,7 @@ INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(1)/bin/python,$(1)/bin
 PEERS := .venv-bench/.ready
 RESULTS := $(patsubst %/metrics.csv,%,$(wildcard results/*/metrics.csv))
 
-.PHONY: study test test-long lint bench lab report figures help
+.PHONY: study shell test test-long lint bench lab report figures help
 .DEFAULT_GOAL := study
 
 $(READY): requirements.lock pyproject.toml
@@ -32,8 +32,12 @@ $(PEERS): benchmarks/peers/requirements.txt
 	@$(call INSTALL,.venv-bench) -r $<
 	@touch $@
 
-study: $(READY)  ## the default study: about 12 minutes on two cores, no key, no GPU, no model hub
+study: $(READY)  ## the default study, on two cores: no key, no GPU, no model hub
 	$(BIN)/cfdistill run params/offline.yaml
+	@echo "Next: source $(BIN)/activate (or make shell), and the commands of README.md work as they are printed."
+
+shell: $(READY)  ## a shell in which the commands of README.md work; Ctrl-D leaves it
+	@. $(BIN)/activate && exec "$${SHELL:-/bin/sh}"
 
 test: $(READY)  ## the tests, with a small study through all notebooks: in two processes of one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

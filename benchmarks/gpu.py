@@ -65,7 +65,7 @@ def random_student(*, tiny: bool) -> Student:
     if not tiny:
         ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
         model = LlamaForCausalLM(LlamaConfig(**SMOLLM2, **ends, max_position_embeddings=8192))
-    return Student("random", model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+    return Student(model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
 
 def examples_of(questions: list[Question]) -> list[Example]:

@@ -141,8 +141,7 @@ def serve_ours(params: Params, *, frozen: bool) -> None:
             patch.object(train.StudentTrainer, "_save_checkpoint"),  # the peers save nothing either
             FlopCounterMode(display=False) if task["count"] else nullcontext() as counter,
         ):
-            own = params.model_copy(update={"run_root": folder})  # where no lower states are kept yet
-            log, _ = train.train(student, chosen, steps, own, Path(folder))
+            log, _ = train.train(student, chosen, steps, params, Path(folder))
         facts = {"epochs": params.epochs, "flops": counter.get_total_flops() if counter else 0}
         return facts if frozen else facts | {"seconds": sum(step["seconds"] for step in log)}
 

@@ -2,9 +2,9 @@
 
     python benchmarks/validation.py ft-cot,cf-distill
 
-Trains as the default study does. The truth is the accuracy of own words on unseen questions in training
-wordings (`development.py`). Prints each rule's Spearman correlation with the truth over nine checkpoints, and
-its regret: the truth of the best checkpoint less that of the one that the rule chooses.
+Trains as the default study does. The truth is the accuracy of own words on the questions of
+`tested: development`, whose scenes are not trained on. Prints each rule's Spearman correlation with the truth
+over nine checkpoints, and its regret: the truth of the best one less that of the one that the rule chooses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-from development import development_questions
 from scipy.stats import spearmanr
 
 from cfdistill import pipeline
@@ -28,10 +27,11 @@ RULES = ("accuracy by likelihood", "loss by likelihood", "accuracy of own words"
 
 def main() -> None:
     """Measure and print, method by method."""
-    params = Params(validations=9)
-    for name in ("data", "counterfactuals", "rationales"):
-        for part in pipeline.parts(name, params):
-            pipeline.build(name, params, **part)
+    name = Params().train_dataset
+    params = Params(validations=9, tested="development", new_questions=120, test_datasets=[name])
+    for stage in ("data", "counterfactuals", "rationales"):
+        for part in pipeline.parts(stage, params):
+            pipeline.build(stage, params, **part)
     for method in sys.argv[1].split(","):
         *rules, truth = np.array(measure_checkpoints(method, params)).T
         for name, rule in zip(RULES, rules, strict=True):
@@ -44,7 +44,7 @@ def main() -> None:
 def measure_checkpoints(method: str, params: Params) -> list[tuple[float, ...]]:
     """Train, and return what each rule (higher is better) and the truth say of every checkpoint."""
     held_out = pipeline.questions(params.train_dataset, "validation", params)
-    unseen = [question for kind in development_questions(params).values() for question in kind]
+    unseen = pipeline.questions(params.train_dataset, "development", params)
     by_likelihood, student, found = train.measure, models.load(params), []
 
     def measure(*given: object) -> dict[str, float]:

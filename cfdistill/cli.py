@@ -6,14 +6,18 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cfdistill import __version__, files
-from cfdistill.errors import CfdistillError, StageError
+from cfdistill.errors import CfdistillError
+from cfdistill.methods import LOADER
 from cfdistill.params import Params
+from cfdistill.progress import PAUSE, tell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,57 +51,32 @@ def _terminate(*_: Any) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cfdistill", description="A study of counterfactual distillation.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    run = _add(commands, _run, "execute the notebooks of a study, reusing what is there", "profile")
-    run.add_argument("--only", default="", help="notebook numbers, such as 04,05")
-    run.add_argument("--force", action="store_true", help="execute notebooks again (stages are reused)")
-    grid = _add(commands, _grid, "make the cells of a grid that are missing, and its tables", "grid")
-    grid.add_argument("--cores", type=int, default=files.cores(), help="cells at once, on a core each")
-    grid.add_argument("--profile", default="", help="slurm, kubernetes, or a Snakemake profile's folder")
-    grid.add_argument("--dry-run", action="store_true", help="only print what would be made")
-    job = _add(commands, _job, "make one cell of a grid's plan (Snakemake calls this)")
-    job.add_argument("plan", type=Path)
-    job.add_argument("name")
-    _add(commands, _doctor, "say what this machine has and what a study would use", "profile", nargs="?")
-    ask = _add(commands, _ask, "put a question of your own to the trained students of a study", "profile")
-    ask.add_argument("question")
-    ask.add_argument("--options", nargs="+", required=True, metavar="OPTION")
-    report = _add(commands, _report, "build the static site of a finished study", "profile")
-    report.add_argument("--out", type=Path, required=True, help="folder of the site, such as docs/site")
-    report.add_argument("--also", type=Path, nargs="*", default=[], metavar="RESULTS", help="more results")
-    drawing = _add(commands, _figures, "draw tables and figures anew from results folders alone")
-    drawing.add_argument("results", type=Path, nargs="+", help="such as results/offline")
-    teacher = commands.add_parser("teacher", help="count and move the teacher's answers")
-    _add_teacher(teacher.add_subparsers(required=True, metavar="ACTION"))
+    table = yaml.load(Path(__file__).with_name("commands.yaml").read_text(encoding="utf-8"), LOADER)
+    _add(parser.add_subparsers(required=True, metavar="COMMAND"), table)
     return parser
 
 
-def _add_teacher(actions: Any) -> None:
-    stats = _add(actions, _stats, "answers, tokens and dollars of a cache", "profile", "?")
-    out = _add(actions, _export_cache, "write a cache's answers to a JSON Lines file", "profile", "?")
-    into = _add(actions, _import_cache, "add the answers of a JSON Lines file to a cache", "profile", "?")
-    asked = _add(actions, _batch_export, "write the missing answers' requests for the Batch API", "profile")
-    answered = _add(actions, _batch_import, "store the answers of a Batch API's result file", "profile")
-    for action in (stats, out, into):
-        action.add_argument("--cache", type=Path, metavar="FILE", help="a cache file, not a profile's")
-    for action in (out, into, asked, answered):
-        action.add_argument("file", type=Path, metavar="FILE.jsonl")
-    asked.add_argument("--max-requests", type=int, default=0, help="in the file (0: 50,000)")
-    asked.add_argument("--max-tokens", type=int, default=0, help="of its requests, estimated")
+def _add(commands: Any, table: dict[str, Any]) -> None:
+    """Add the subcommands of a table such as commands.yaml."""
+    for name, known in table.items():
+        parser = commands.add_parser(name, help=known["help"])
+        if "actions" in known:
+            _add(parser.add_subparsers(required=True, metavar="ACTION"), known["actions"])
+            continue
+        for argument, how in known["arguments"].items():
+            kind = {"type": TYPES[how["type"]]} if "type" in how else {}
+            two = {"metavar": tuple(how["metavar"])} if how.get("nargs") == 2 else {}
+            parser.add_argument(argument, **how | kind | two)
+        parser.set_defaults(command=COMMANDS[name])
 
 
-def _add(
-    commands: Any, command: Callable[[Any], None], text: str, first: str = "", nargs: str | None = None
-) -> argparse.ArgumentParser:
-    """Add a subcommand, named as its function; `first` is a YAML file whose parameters -p overrides."""
-    name = command.__name__.lstrip("_").replace("_", "-")
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text)
-    if first:
-        parser.add_argument(first, type=Path, nargs=nargs, metavar="PARAMS.yaml", help="in params/")
-        parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    parser.set_defaults(command=command)
-    return parser
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _label(text: str) -> tuple[str, str]:
+    method, label = text.split("=", 1)
+    return method, label
 
 
 def _params(args: Any) -> Params:
@@ -109,21 +88,26 @@ def _run(args: Any) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     # Set before any kernel starts: more threads than cores make a CPU study ten times slower.
     os.environ.setdefault("OMP_NUM_THREADS", str(files.cores()))
+    # For the kernels, which do not see where their progress goes: lines, few of them in a file.
+    os.environ |= {"TQDM_DISABLE": "1", PAUSE: "0" if sys.stderr.isatty() else "60"}
     from cfdistill.study import results, run
 
     only, overrides = [part for part in args.only.split(",") if part], dict(args.p)
-    print("The same by hand:", *run.commands(args.profile, overrides, only), sep="\n  ")
+    if args.verbose:
+        print("The same by hand:", *run.commands(args.profile, overrides, only), sep="\n  ")
     params = run.run(args.profile, overrides, only, force=args.force)
     print(f"\nExecuted notebooks: {run.executed_folder(params)}")
     if results.is_whole(folder := results.folder(params)):
         print(f"Tables and figures: {folder}\n\n{(folder / 'figures' / 'table1.md').read_text('utf-8')}")
+        if overrides:
+            print(f"Drawn with others: cfdistill run {args.profile} --only 07 -p gather '{folder}'")
 
 
 def _grid(args: Any) -> None:
     from cfdistill.study import grid
 
     wanted = grid.read(args.grid, dict(args.p))
-    grid.run(wanted, args.cores, args.profile, dry_run=args.dry_run)
+    grid.run(wanted, args.cores or files.cores(), args.profile, dry_run=args.dry_run)
     if not args.dry_run:
         print(f"Tables: {wanted.folder}")
 
@@ -135,9 +119,9 @@ def _job(args: Any) -> None:
 
 
 def _doctor(args: Any) -> None:
-    from cfdistill.study import doctor
+    from cfdistill.study import run
 
-    for subject, finding in doctor.report(_params(args)).items():
+    for subject, finding in run.doctor(_params(args)).items():
         print(f"{subject:>10}  {finding}")
 
 
@@ -145,10 +129,17 @@ def _ask(args: Any) -> None:
     from cfdistill import pipeline
     from cfdistill.evaluate import ask
 
-    params, question = _params(args), ask.own_question(args.question, args.options)
+    params, asked = _params(args), [[args.question, *args.options]]
+    if args.ask_file:
+        lines = args.ask_file.read_text(encoding="utf-8").splitlines()
+        asked = [line.split("|") for line in lines if line.strip()]
+    questions = [ask.own_question(stem, options) for stem, *options in asked]
     print(f"Log-likelihoods are per character, after the student's own words. Student {params.student}.\n")
     for method in params.methods:
-        print(f"{ask.ask(pipeline.trained(method, params), method, question, params)}\n")
+        tell(f"loading {method} …")
+        student = pipeline.trained(method, params)
+        for question in questions:
+            print(f"{question.stem}\n{ask.ask(student, method, question, params)}\n")
 
 
 def _report(args: Any) -> None:
@@ -158,24 +149,21 @@ def _report(args: Any) -> None:
 
 
 def _figures(args: Any) -> None:
+    from cfdistill.show import style
     from cfdistill.study import results
 
+    width = style.COLUMN if args.width == "column" else style.PAGE
     for folder in args.results:
-        print(f"{folder / 'figures'}: {', '.join(results.draw(folder))}")
+        target = args.out / folder.name if args.out and len(args.results) > 1 else args.out
+        look = {"font": args.font, "labels": dict(args.label), "formats": args.format}
+        drawn = results.draw(folder, args.only, target, width, **look)
+        print(f"{target or folder / 'figures'}: {', '.join(drawn)}")
 
 
-def _collect(args: Any) -> Any:
-    """Return a teacher that knows what is missing."""
-    from cfdistill import pipeline
-    from cfdistill.generate import missing
+def _list(args: Any) -> None:
+    from cfdistill.study import results
 
-    params = _params(args)
-    pipeline.build("data", params, dataset=params.train_dataset)
-    others: list[Any] = []
-    for method in params.variants():
-        with suppress(StageError):  # how many more there are of some, follows from the rewrites
-            others += pipeline.originals(params, method)
-    return missing.collect(params, *pipeline.originals_and_held_out(params), others)
+    print(results.listing(args.root))
 
 
 def _stats(args: Any) -> None:
@@ -188,7 +176,7 @@ def _stats(args: Any) -> None:
 def _cache(args: Any, *, read_only: bool) -> closing[Any]:
     from cfdistill.teacher import cache, cache_path
 
-    return closing(cache.Cache(args.cache or cache_path(_params(args)), read_only=read_only))
+    return closing(cache.Cache(cache_path(_params(args)), read_only=read_only))
 
 
 def _export_cache(args: Any) -> None:
@@ -208,10 +196,11 @@ def _import_cache(args: Any) -> None:
 
 
 def _batch_export(args: Any) -> None:
+    from cfdistill.study import missing
     from cfdistill.teacher import batch
 
-    with _collect(args) as teacher:
-        limits = (args.max_requests, args.max_tokens)
+    with missing.collect(_params(args)) as teacher:
+        limits = args.max_requests, args.max_tokens
         written, tokens = batch.write_requests(teacher, teacher.missing, args.file, *limits)
     tasks = ", ".join(f"{count} {task}" for task, count in written.items()) or "no answer is missing"
     print(f"{written.total()} requests of about {tokens:,} tokens written to {args.file} ({tasks})")
@@ -220,15 +209,26 @@ def _batch_export(args: Any) -> None:
 
 
 def _batch_import(args: Any) -> None:
+    from cfdistill.study import missing
     from cfdistill.teacher import batch
 
-    with _collect(args) as teacher:
+    with missing.collect(_params(args)) as teacher:
         counts, failure = batch.import_results(teacher, teacher.missing, args.file)
     print(f"{counts['new']} answers stored, {counts['known']} were there")
     if counts["failed"]:
         print(f"{counts['failed']} failed and stay missing (first: {failure})")
     if counts["unknown"]:
         print(f"{counts['unknown']} are not asked for by these parameters and were left out")
+
+
+TYPES = {"path": Path, "int": int, "words": _words, "label": _label}
+COMMANDS = {  # by name
+    command.__name__[1:].replace("_", "-"): command
+    for command in (
+        *(_run, _grid, _job, _doctor, _ask, _report, _figures, _list),
+        *(_stats, _export_cache, _import_cache, _batch_export, _batch_import),
+    )
+}
 
 
 if __name__ == "__main__":

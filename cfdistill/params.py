@@ -22,7 +22,7 @@ SCORINGS = ("direct", "elimination", "rationale", "cloze", "likelihood", "label"
 # what lies there reaches stages, not the name
 PATHS = ("data_root", "scene_bank", "teacher_cache", "rationale_file")
 NEUTRAL = (  # parameters that can change no result
-    *("profile", "run_root", "results_root", "gather", "teacher_batch", "teacher_concurrency"),
+    *("profile", "run_root", "results_root", "gather", "teacher_concurrency"),
     *("teacher_timeout_s", "teacher_requests_per_minute", "teacher_tokens_per_minute", "teacher_budget_usd"),
     *("teacher_prices", "allow_empty"),
 )
@@ -43,10 +43,10 @@ class Params(BaseModel):
     profile: str = _param("offline", "", "name of the folder under results_root")
     train_dataset: str = _param("weasel-commonsense", "metrics", "what the student is trained on")
     test_datasets: list[str] = _param(list(TESTBED), "", "what it is tested on")
-    methods: list[str] = _param(["ft", "ft-cot", "cf-distill"], "metrics", "training methods to compare")
+    methods: list[str] = _param(["base", "ft", "ft-cot", "cf-distill"], "metrics", "methods to compare")
     student: str = _param("smollm2-135m", "", "the small language model: a name, or path/to/folder")
     seed: int = _param(0, "training metrics", "seed of training order and dropout", ge=0, lt=2**32)
-    teacher: Literal["offline", "recorded", "live"] = _param("offline", "", "who answers the prompts")
+    teacher: Literal["offline", "recorded", "live"] = _param("recorded", "", "who answers the prompts")
     data_source: Literal["files", "hub"] = _param("files", "data", "where benchmarks come from")
     data_root: str = _param("data", "", "folder with the benchmarks' official release files")
     run_root: str = _param("runs", "", "folder for stages; relative to the project")
@@ -54,11 +54,11 @@ class Params(BaseModel):
     gather: list[str] = _param([], "", "further results folders to draw with this one")
     # data
     data_seed: int = _param(0, "data metrics", "seed of the question sampler", ge=0, lt=2**32)
-    train_scenes: int = _param(60, "data", "seen scenes used; 0 uses all", ge=0)
-    train_questions: int = _param(60, "data", "training questions", ge=1)
+    train_scenes: int = _param(120, "data", "seen scenes used; 0 uses all", ge=0)
+    train_questions: int = _param(120, "data", "training questions", ge=1)
     validation_questions: int = _param(40, "data", "validation questions", ge=1)
-    test_questions: int = _param(120, "data", "questions in `id`, `shift` or `test`, at most", ge=1)
-    new_questions: int = _param(50, "data", "questions in `new`, also of OOD data sets, at most", ge=1)
+    test_questions: int = _param(240, "data", "questions in `id`, `shift` or `test`, at most", ge=1)
+    new_questions: int = _param(300, "data", "questions in `new`, also of OOD data sets, at most", ge=1)
     spurious_rate: float = _param(0.9, "data", "share of stereotype answers, 0 to 1", ge=0, le=1)
     scene_bank: str = _param("", "", "a file of your own scenes, for weasel-user")
     tested: Literal["test", "development"] = _param("test", "data", "development: where recipes are chosen")
@@ -66,7 +66,6 @@ class Params(BaseModel):
     teacher_model: str = _param("gpt-5.2", "", "model name sent to a live endpoint")
     teacher_base_url: str = _param("", "", "endpoint; empty: OpenAI's own")
     teacher_cache: str = _param("", "", "cache file; empty: the study's own, or the shipped recording")
-    teacher_batch: bool = _param(False, "", "never ask, but count what a batch must answer (needs live)")
     teacher_concurrency: int = _param(8, "", "requests under way at once", ge=1)
     teacher_timeout_s: float = _param(120.0, "", "longest silence while waiting for a response", gt=0)
     teacher_requests_per_minute: int = _param(0, "", "most requests in a minute; 0: no limit", ge=0)
@@ -79,8 +78,8 @@ class Params(BaseModel):
     # counterfactuals
     counterfactuals_per_question: int = _param(2, "counterfactuals", "target answers per question", ge=1)
     mask_source: Literal["teacher", "random"] = _param("teacher", "counterfactuals", "who names the words")
-    reasoning_paths: int = _param(5, "counterfactuals", "reasoning paths K per candidate", ge=1)
-    vote_threshold: int = _param(4, "counterfactuals", "paths that must reach the target; 0: no vote", ge=0)
+    reasoning_paths: int = _param(3, "counterfactuals", "reasoning paths K per candidate", ge=1)
+    vote_threshold: int = _param(3, "counterfactuals", "paths that must reach the target; 0: no vote", ge=0)
     min_edit_ratio: float = _param(0.02, "counterfactuals", "smallest share of words changed", ge=0, le=1)
     max_edit_ratio: float = _param(0.8, "counterfactuals", "largest share of words changed", ge=0, le=1)
     leak_check: bool = _param(True, "counterfactuals", "drop rewrites that name the target answer")
@@ -108,7 +107,6 @@ class Params(BaseModel):
     max_new_tokens_elimination: int = _param(160, "evaluation audits", "… of the negative view", ge=1)
     eval_batch_size: int = _param(128, "training evaluation audits", "most questions answered at once", ge=1)
     audit_questions: int = _param(20, "audits", "questions asked in each audit of a student; 0: none", ge=0)
-    bootstrap_samples: int = _param(2000, "metrics", "resamples for intervals", ge=100)
 
     @field_validator("test_datasets", "methods", "scorings", "gather", mode="before")
     @classmethod
@@ -123,12 +121,11 @@ class Params(BaseModel):
                 raise ValueError(f"{name}: holds NUL or half a character")
         if not re.fullmatch(r"\w[\w.-]{0,99}", self.profile):  # a folder of that name is emptied
             raise ValueError(f"profile: must be a plain name such as offline, not {self.profile!r}")
-        has = {"train", "more"} | ({"balanced"} if self.train_dataset in TESTBED else set())
-        has |= {"siblings"} if "pool" in BENCHMARKS.get(self.train_dataset, {}) else set()
-        known = [name for name in self.methods if name in METHODS]
-        for name in (name for name in known if not has.issuperset(METHODS[name].splits)):
-            wanted = "csqa" if "siblings" in METHODS[name].splits else "the testbed"
-            raise ValueError(f"methods: {name} needs questions that only {wanted} has; leave it out")
+        needs = {"cf-natural": "pool" in BENCHMARKS.get(self.train_dataset, {})}
+        needs["ft-cot-balanced"] = self.train_dataset in TESTBED
+        if unfit := [name for name in self.methods if not needs.get(name, True)]:
+            told = f"needs questions that {self.train_dataset} does not have"
+            raise ValueError(f"methods: {unfit[0]} {told}; leave it out")
         if self.train_dataset == "weasel-user":
             raise ValueError("train_dataset: scenes of one's own are for tests; train on another data set")
         if bool(self.scene_bank) != ("weasel-user" in self.test_datasets):
@@ -150,8 +147,6 @@ class Params(BaseModel):
                 raise ValueError(f"{name}: needs at least one value, each once")
         if self.checkpoint == "best" and not self.validations:
             raise ValueError("checkpoint: best is chosen by validations, of which there are 0")
-        if self.teacher_batch and self.teacher != "live":
-            raise ValueError(f"teacher_batch: needs teacher: live, not {self.teacher}")
         if "direct" not in self.scorings:
             raise ValueError("scorings: must hold direct, by which methods are compared")
         if self.vote_threshold > self.reasoning_paths:

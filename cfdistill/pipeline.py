@@ -16,6 +16,7 @@ from cfdistill.evaluate.novelty import novelty
 from cfdistill.generate import counterfactual, rationale
 from cfdistill.methods import METHODS, VIEWS
 from cfdistill.params import Params
+from cfdistill.progress import tell
 from cfdistill.schema import Counterfactual, Example, Prediction, Question, Rationale
 from cfdistill.store import Draft, Read, Stage
 from cfdistill.student import models
@@ -39,6 +40,7 @@ def build(name: str, params: Params, **part: str) -> Stage:
     """Reuse or make a stage, of which `part` (dataset, method) is one of its `parts`."""
     step, made = STAGES[name], locate(name, params, **part)
     if not _is_complete(made, params):
+        tell(" ".join([name, *part.values()]))
         with made.draft(params, resume=step.resumes) as draft:
             step.make(draft, params, **part)
     return made
@@ -99,9 +101,10 @@ def _locate_data(params: Params, dataset: str) -> Stage:
 
 
 def _make_data(draft: Draft, params: Params, dataset: str) -> None:
-    for split in data.splits(dataset, params):
+    splits = data.splits(dataset, params)
+    for split in splits:
         draft.write(f"questions.{split}.jsonl", data.load(dataset, split, params))
-    draft.notes["files"] = data.survey(dataset, params)
+    draft.notes["files"] = data.benchmarks.survey(dataset, splits, params)
 
 
 def questions(dataset: str, split: str, params: Params) -> list[Question]:
@@ -150,11 +153,10 @@ def originals(params: Params, method: str = "") -> list[Question]:
     """Return the original questions that a method learns from; of no method, the study's own."""
     if not method or not METHODS[method].own_questions:
         return questions(params.train_dataset, "train", params)
-    recipe = METHODS[method]
-    asked = questions(params.train_dataset, recipe.originals, params)
-    if recipe.more:
-        further, wanted = questions(params.train_dataset, recipe.more, params), len(rewrites(params))
-        if len(further) < wanted and recipe.more == "more":
+    asked = questions(params.train_dataset, METHODS[method].originals, params)
+    if more := METHODS[method].more:
+        further, wanted = questions(params.train_dataset, more, params), len(rewrites(params))
+        if len(further) < wanted and more == "more":
             told = f"{method} needs {wanted} further training questions, and there are {len(further)}"
             raise StageError(f"{told}; lower train_questions or counterfactuals_per_question")
         asked += further[:wanted]
@@ -162,8 +164,7 @@ def originals(params: Params, method: str = "") -> list[Question]:
 
 
 def _reads_originals(params: Params, method: str = "") -> Read:
-    own = method and METHODS[method].own_questions
-    splits = METHODS[method].splits if own else ("train",)
+    splits = METHODS[method].splits if method and METHODS[method].own_questions else ("train",)
     names = (f"questions.{split}.jsonl" for split in splits)
     return find("data", params, dataset=params.train_dataset).reads(*names)
 
@@ -233,8 +234,7 @@ def _note_answers(draft: Draft, asked: teacher.Teacher) -> None:
 @functools.lru_cache(maxsize=16)
 def _differing(used: Path, cache: tuple[Any, ...], params: str) -> int:
     """Count answers of `answers.csv` that the cache, being in this state, holds differently."""
-    _, *lines = used.read_text(encoding="utf-8").split()
-    answers = dict(line.split(",") for line in lines)
+    answers = dict(line.split(",") for line in used.read_text(encoding="utf-8").split()[1:])
     return teacher.differing(Params.model_validate_json(params), answers)
 
 
@@ -266,8 +266,7 @@ def examples(method: str, params: Params) -> list[Example]:
 
 def planned_steps(method: str, params: Params) -> int:
     """Return a method's number of optimiser steps, which for a control is another method's."""
-    timed = METHODS[method].steps_like or method
-    return params.max_steps or count_steps(examples(timed, params), params)
+    return params.max_steps or count_steps(examples(METHODS[method].steps_like or method, params), params)
 
 
 def _make_training(draft: Draft, params: Params, method: str) -> None:
@@ -376,7 +375,7 @@ def _make_metrics(draft: Draft, params: Params) -> None:
     answers = [answer for part in parts("evaluation", params) for answer in predictions(params, **part)]
     run = (params.train_dataset, models.label(params), params.seed)
     table = metrics.predictions_table(answers, *run, steps(params))
-    compared = metrics.comparisons_table(table, params.bootstrap_samples)
+    compared = metrics.comparisons_table(table)
     for name, own in zip(metrics.FILES, (metrics.metrics_table(table), compared, table), strict=True):
         metrics.write_csv(own, draft.path / name)
 

@@ -1,7 +1,16 @@
 """Progress of long loops: a line now and then on standard error, which `cfdistill run` passes on."""
 
+import os
 import sys
 import time
+
+PAUSE = "CFDISTILL_PROGRESS_PAUSE"  # the environment's variable for the fewest seconds between two lines
+
+
+def tell(line: str) -> None:
+    """Write a line of progress, at once."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 class Progress:
@@ -9,15 +18,16 @@ class Progress:
 
     def __init__(self, total: int, label: str, done: int = 0) -> None:
         self.total, self.label, self.done, self.earlier = total, label, done, done
-        self.began = time.monotonic()
+        self.began = self.told = time.monotonic()
 
     def advance(self, steps: int, text: str = "") -> None:
-        """Count steps; with a label, report each tenth of them."""
+        """Count steps; with a label, report each tenth of them, or fewer where PAUSE says so."""
         tenths, now = 10 * self.done // self.total, time.monotonic()
         self.done += steps
-        if self.label and self.total > 1 and 10 * self.done // self.total > tenths:
+        waited = now - self.told >= float(os.environ.get(PAUSE, 0))
+        if self.label and self.total > 1 and 10 * self.done // self.total > tenths and waited:
+            self.told = now
             left = round((now - self.began) / (self.done - self.earlier) * (self.total - self.done))
             parts = [f"{self.label} {self.done}/{self.total}", text]
             parts += [f"{left // 60}:{left % 60:02d} left"] if self.done < self.total else []
-            sys.stderr.write(" · ".join(filter(None, parts)) + "\n")
-            sys.stderr.flush()
+            tell(" · ".join(filter(None, parts)))

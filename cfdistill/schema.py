@@ -218,8 +218,7 @@ def read_jsonl(path: Path, kind: type[R]) -> list[R]:
     return records
 
 
-def write_jsonl(path: Path, records: Iterable[Record]) -> int:
-    """Write records as JSON Lines and return how many there were."""
+def write_jsonl(path: Path, records: Iterable[Record]) -> None:
+    """Write records as JSON Lines."""
     lines = [json.dumps(record.to_json(), ensure_ascii=False, sort_keys=True) + "\n" for record in records]
     path.write_text("".join(lines), encoding="utf-8")
-    return len(lines)

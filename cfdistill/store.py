@@ -30,9 +30,9 @@ class Draft:
     drops: Counter[str] = field(default_factory=Counter)
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def write(self, name: str, records: Iterable[Record]) -> int:
-        """Write records to the JSON Lines file `name` and return their number."""
-        return write_jsonl(self.path / name, records)
+    def write(self, name: str, records: Iterable[Record]) -> None:
+        """Write records to the JSON Lines file `name`."""
+        write_jsonl(self.path / name, records)
 
 
 @dataclass(frozen=True)

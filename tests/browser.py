@@ -40,6 +40,10 @@ class Tab:
         asked = [url["params"]["request"]["url"] for url in self.named("Network.requestWillBeSent")]
         return asked, self.named("Log.entryAdded") + self.named("Runtime.consoleAPICalled")
 
+    def value(self, script):
+        """Return what a script in the page comes to."""
+        return self.ask("Runtime.evaluate", expression=script)["result"].get("value")
+
     def named(self, method):
         return [event for event in self.events if event.get("method") == method]
 

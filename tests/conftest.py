@@ -16,29 +16,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+SMALL = {"profile": "test", "test_datasets": ["weasel-commonsense", "weasel-science"]}
+SMALL |= {"train_scenes": 6, "train_questions": 12, "validation_questions": 6, "test_questions": 8}
+SMALL |= {"new_questions": 8, "audit_questions": 4, "max_new_tokens": 8, "max_new_tokens_elimination": 12}
+SMALL |= {"student": "tiny-random", "epochs": 1.0, "batch_size": 4, "max_length": 1024, "frozen_layers": 0}
+SMALL |= {"teacher": "offline", "teacher_noise": 0.1, "reasoning_paths": 5, "vote_threshold": 4}
+SMALL |= {"counterfactuals_per_question": 1, "precision": "fp32"}
+
+
 @pytest.fixture
 def small_params(tmp_path: Path) -> Params:
     """Return parameters of a study that takes seconds, with all folders under tmp_path."""
-    return Params(
-        profile="test",
-        student="tiny-random",
-        run_root=str(tmp_path / "runs"),
-        results_root=str(tmp_path / "results"),
-        train_scenes=6,
-        train_questions=12,
-        validation_questions=6,
-        test_questions=8,
-        new_questions=8,
-        test_datasets=["weasel-commonsense", "weasel-science"],
-        epochs=1.0,
-        batch_size=4,
-        max_length=1024,
-        frozen_layers=0,
-        counterfactuals_per_question=1,
-        teacher_noise=0.1,
-        precision="fp32",
-        max_new_tokens=8,
-        max_new_tokens_elimination=12,
-        audit_questions=4,
-        bootstrap_samples=100,
-    )
+    places = {"run_root": str(tmp_path / "runs"), "results_root": str(tmp_path / "results")}
+    return Params.build(SMALL | places)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cfdistill import files, pipeline
-from cfdistill.errors import StageError
+from cfdistill.errors import ParamsError
 from cfdistill.methods import METHODS
 from cfdistill.params import DATASETS, Params
 from cfdistill.study import grid, results, run
@@ -33,7 +33,7 @@ DRAWN = {
     "seed": st.integers(0, 3),
     "data_seed": st.integers(0, 3),
     "spurious_rate": st.sampled_from([0.0, 0.5, 1.0]),
-    "teacher_noise": st.sampled_from([0.0, 0.3, 1.0]),
+    "teacher_noise": st.sampled_from([0.0, 0.3, 0.6]),
     "vote_threshold": st.integers(0, 5),
     "counterfactuals_per_question": st.integers(1, 3),
     "max_steps": st.integers(0, 3),
@@ -44,16 +44,9 @@ DRAWN = {
 }
 
 
-ONCE_WRONG = (  # that ended in an assertion
-    {"methods": ["ft"]},
-    {"max_steps": 1, "methods": ["ft", "cf-distill"]},
-    {"test_datasets": ["weasel-science"], "methods": ["ft", "ft-cot"]},
-)
-
-
-@example(drawn=ONCE_WRONG[0])
-@example(drawn=ONCE_WRONG[1])
-@example(drawn=ONCE_WRONG[2])
+@example(drawn={"methods": ["ft"]})  # these three once ended in an assertion
+@example(drawn={"max_steps": 1, "methods": ["ft", "cf-distill"]})
+@example(drawn={"test_datasets": ["weasel-science"], "methods": ["ft", "ft-cot"]})
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(drawn=st.fixed_dictionaries({}, optional=DRAWN))
 def test_a_drawn_study_runs_through_all_notebooks(drawn, tmp_path):
@@ -129,9 +122,8 @@ def test_a_shipped_profile_runs_as_far_as_it_goes_without_a_key(profile, benchma
     if params.teacher != "live":
         assert results.is_whole(results.folder(run.run(written, {})))
         return
-    with pytest.raises(StageError, match=r"02_counterfactual_generation: .*(key|reach|refused|endpoint)"):
+    with pytest.raises(ParamsError, match="live needs a key"):
         run.run(written, {})
-    assert pipeline.find("data", params, dataset=params.train_dataset)
 
 
 @pytest.mark.parametrize("file", GRIDS, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -15,7 +15,7 @@ from cfdistill.data.benchmarks import BENCHMARKS
 from cfdistill.errors import DataError
 from cfdistill.params import DATASETS, Params
 
-LIMITS = {name: benchmarks.REACHING[name][0] for name in ("train", "validation", "test")}
+LIMITS = {name: f"{name}_questions" for name in ("train", "validation", "test")}
 NUMBERED = [("1", "a rock"), ("2", "a leaf"), ("3", "a cloud"), ("4", "a lamp")]
 LETTERED = [(label, f"thing {label}") for label in "ABCDEFGH"]
 
@@ -85,12 +85,12 @@ def test_labels_may_be_numbers_and_give_the_order(tmp_path):
         assert (question.options, question.answer) == (tuple(text for _, text in choices), 1)
 
 
-def test_ids_marks_and_line_ends(tmp_path):
-    rows = [MINE | {"id": None}, {k: v for k, v in MINE.items() if k != "id"}, MINE | {"id": 7}]
-    params, path = write(tmp_path, "user", rows), tmp_path / "user" / "test.jsonl"
-    assert [q.id for q in data.load("user", "test", params)] == ["test-1", "test-2", "7"]
-    path.write_bytes(b"\xef\xbb\xbf\r\n  \r\n" + b"\r\n\r\n".join(path.read_bytes().splitlines()) + b"\r\n")
-    assert [q.id for q in data.load("user", "test", params)] == ["test-3", "test-5", "7"]
+def test_rows_without_an_id_are_called_by_their_line_and_marks_are_no_text(tmp_path):
+    rows = [MINE | {"id": None}, {k: v for k, v in MINE.items() if k != "id"}, "", MINE | {"id": ""}]
+    params, path = write(tmp_path, "user", [*rows, MINE | {"id": 7}]), tmp_path / "user" / "test.jsonl"
+    assert [q.id for q in data.load("user", "test", params)] == ["test-1", "test-2", "test-4", "7"]
+    path.write_bytes(b"\xef\xbb\xbf\r\n" + b"\r\n".join(path.read_bytes().splitlines()) + b"\r\n")
+    assert [q.id for q in data.load("user", "test", params)] == ["test-2", "test-3", "test-5", "7"]
 
 
 GOOD = nested(1, LETTERED[:5], "B")
@@ -172,7 +172,8 @@ def test_all_kinds_of_bad_rows_are_counted_in_one_message(tmp_path):
 def test_odd_rows_and_missing_ones_are_counted(tmp_path):
     same = [("Same", "same. ", "other"), ("“on it”", "on  it", "other"), ("Tt", "TT", "tt", "!")]
     rows = [nested(9 + i, zip("ABCD", texts, strict=False), "CAA"[i]) for i, texts in enumerate(same)]
-    train, *_ = data.survey("arc-challenge", write(tmp_path, "arc-challenge", [*ARC, *rows]))
+    params = write(tmp_path, "arc-challenge", [*ARC, *rows])
+    (train,) = benchmarks.survey("arc-challenge", ["train"], params)
     expected = {"rows": 6, "official": 1119, "two equal options": 2, "right option twice": 1}
     assert train == {"file": "ARC-Challenge-Train.jsonl", **expected}
 
@@ -216,7 +217,7 @@ def test_reading_holds_no_more_memory_for_more_rows(tmp_path, data_seed):
     assert peaks[1] < peaks[0] + 500_000  # bytes; 4000 questions held at once take millions
 
 
-# The hub: a local repository, laid out as the hub's parquet conversions are
+# The hub: local repositories, laid out as the hub's parquet conversions are
 CHOICES = {"choices": {"label": ["A", "B", "C"], "text": ["one", "two", "three"]}, "answerKey": "B"}
 HUB_ROWS = {
     "csqa": {"question": "Which?", "question_concept": "it", **CHOICES},
@@ -227,55 +228,50 @@ HUB_ROWS = {
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """Return parameters of a hub that is nothing but clones under tmp_path."""
+    """Return parameters of a hub that holds nothing but folders under tmp_path."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for name in (*HUB_ROWS, "qasc"):
+        monkeypatch.setitem(BENCHMARKS[name], "hub", f"{tmp_path / name}@{'0' * 40}")
     return whole(tmp_path, data_source="hub")
 
 
-def write_clone(folder, name):
-    config = BENCHMARKS[name]["configuration"]
-    place = folder / "hub" / BENCHMARKS[name]["hub"].partition("@")[0] / (config or "data")
-    place.mkdir(parents=True)
-    for split in LIMITS:
-        hidden = {"answerKey": ""} if (name, split) == ("csqa", "test") else {}
-        rows = [HUB_ROWS[name] | {"id": f"{split}{i}"} | hidden for i in range(40)]
-        pandas.DataFrame(rows).to_parquet(place / f"{split}-00000-of-00001.parquet")
-    if config:
-        files = [{"split": split, "path": f"{config}/{split}-*"} for split in LIMITS]
-        head = json.dumps({"configs": [{"config_name": config, "data_files": files}]})
-        (place.parent / "README.md").write_text(f"---\n{head}\n---\n")
-    return place
-
-
 @pytest.mark.parametrize("name", HUB_ROWS)
-def test_the_hub_gives_the_same_questions_and_a_clone_is_never_stale(tmp_path, hub, name):
-    place, facts, tested = write_clone(tmp_path, name), data.facts(name, hub), data.load(name, "test", hub)
-    split = BENCHMARKS[name]["sources"]["test"][1]
+def test_the_hub_gives_the_same_questions(tmp_path, hub, name):
+    config = BENCHMARKS[name]["configuration"]
+    place, split = tmp_path / name / (config or "data"), BENCHMARKS[name]["sources"]["test"][1]
+    place.mkdir(parents=True)
+    for part in LIMITS:
+        hidden = {"answerKey": ""} if (name, part) == ("csqa", "test") else {}
+        rows = [HUB_ROWS[name] | {"id": f"{part}{i}"} | hidden for i in range(40)]
+        pandas.DataFrame(rows).to_parquet(place / f"{part}-00000-of-00001.parquet")
+    if config:
+        found = [{"split": part, "path": f"{config}/{part}-*"} for part in LIMITS]
+        head = json.dumps({"configs": [{"config_name": config, "data_files": found}]})
+        (place.parent / "README.md").write_text(f"---\n{head}\n---\n")
+    tested = data.load(name, "test", hub)
     assert [q.id for q in tested] == [f"{split}{i}" for i in range(40)]
     assert (tested[0].stem, tested[0].options[tested[0].answer]) == ("Which?", "two")
     assert data.load(name, "train", hub) != data.load(name, "validation", hub)
-    assert data.survey(name, hub)[0]["rows"] == 40
-    (place / ".gitattributes").write_text("no data")
-    assert data.facts(name, hub) == facts
-    (place / f"{split}-00000-of-00001.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert data.facts(name, hub) != facts
-    with pytest.raises(DataError, match=r"cannot be loaded \(.*; see docs/data.md"):
-        data.load(name, "test", hub)
+    assert data.facts(name, hub)["hub"] == BENCHMARKS[name]["hub"]
 
 
 def test_a_hub_that_gives_no_rows_is_one_sentence(tmp_path, hub, monkeypatch):
-    with pytest.raises(DataError, match="questions of user come from files"):
-        data.facts("user", hub)
-    repository, revision = BENCHMARKS["csqa"]["hub"].split("@")
-    assert data.facts("csqa", hub)["hub"] == f"{repository}@{revision}"
-    (tmp_path / "hub" / "allenai" / "qasc").mkdir(parents=True)
-    (tmp_path / "hub" / "allenai" / "qasc" / "qasc.py").write_text("raise SystemExit('this is run')\n")
-    with pytest.raises(DataError, match=r"qasc cannot be loaded \(Dataset scripts are no longer supported"):
-        data.load("qasc", "test", hub)
+    (tmp_path / "qasc").mkdir()
+    (tmp_path / "qasc" / "qasc.py").write_text("raise SystemExit('this is run')\n")
+    (tmp_path / "csqa" / "data").mkdir(parents=True)
+    pointer = tmp_path / "csqa" / "data" / "validation-00000-of-00001.parquet"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\n")
+    for name, told in (
+        ("user", "questions of user come from files"),
+        ("qasc", r"qasc cannot be loaded \(Dataset scripts are no longer supported"),
+        ("csqa", r"csqa cannot be loaded \(.*; see docs/data.md"),
+    ):
+        with pytest.raises(DataError, match=told):
+            data.load(name, "test", hub)
     load_dataset = Mock(side_effect=ConnectionError("no network\nat all"))
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(DataError, match=r"tau/commonsense_qa cannot be loaded \(no network at all\)"):
+    with pytest.raises(DataError, match=r"csqa cannot be loaded \(no network at all\)"):
         data.load("csqa", "test", hub)
-    asked = {"split": "validation", "revision": revision, "streaming": False}  # and no code of others
-    load_dataset.assert_called_once_with(repository, None, **asked)
+    asked = {"split": "validation", "revision": "0" * 40}  # and no code of others
+    load_dataset.assert_called_once_with(str(tmp_path / "csqa"), None, **asked)

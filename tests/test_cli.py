@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import subprocess
 import sys
 import warnings
@@ -32,7 +31,7 @@ SMOKE = files.project_root() / "params" / "smoke.yaml"
         ("run SMOKE -p run_root /proc/none", "/proc/none"),
         ("grid SMOKE", "a grid has `base: PROFILE.yaml` and `cells:`"),
         ("ask SMOKE Where? --options barn", "a question needs two or more different options"),
-        ("figures results/none", "metrics.csv is missing"),
+        ("figures results/none", "results/none holds no results"),
     ],
 )
 def test_bad_input_is_one_sentence(capsys, arguments, message):
@@ -82,16 +81,6 @@ def test_only_a_live_teacher_is_waited_for_after_a_stop():
     waited = {name: config.KernelManager.shutdown_wait_time for name, config in waits.items() if config}
     assert waited == {"02": 130.0, "03": 130.0}
     assert not any(run._patience(name, Params()) for name in run.NOTEBOOKS)
-
-
-def test_the_papermill_commands_that_are_printed_pass_texts_as_texts(tmp_path):
-    overrides = {"profile": "2026", "seed": "1", "gather": "2025", "run_root": str(tmp_path / "a b")}
-    (line,) = run.commands(SMOKE, overrides, ["04"])
-    words = shlex.split(line)
-    assert words[0] == "papermill"
-    assert "04_training.ipynb" in words[1]
-    flags = {words[i + 1]: (words[i], words[i + 2]) for i, word in enumerate(words) if word in ("-r", "-p")}
-    assert flags == {name: ("-r", value) for name, value in overrides.items()}
 
 
 def test_a_study_without_counterfactuals_leaves_their_notebook_out():
@@ -145,20 +134,17 @@ def test_import_is_fast_and_light():
 def test_the_teachers_answers_are_counted_and_moved(tmp_path, capsys):
     recorded = str(cache_path(Params(teacher="recorded", run_root=str(tmp_path))))
     file, copy = str(tmp_path / "answers.jsonl"), str(tmp_path / "copy.sqlite")
-    assert main(["teacher", "stats", "--cache", recorded]) == 0
+    assert main(["teacher", "stats", "-p", "teacher_cache", recorded]) == 0
     assert "negative" in capsys.readouterr().out
-    assert main(["teacher", "export-cache", "--cache", recorded, file]) == 0
-    assert main(["teacher", "import-cache", "--cache", copy, file]) == 0
+    assert main(["teacher", "export-cache", "-p", "teacher_cache", recorded, file]) == 0
+    assert main(["teacher", "import-cache", "-p", "teacher_cache", copy, file]) == 0
     count = len((tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines())
     assert f"{count} answers added" in capsys.readouterr().out
     own = ["-p", "run_root", str(tmp_path / "runs"), "-p", "train_scenes", "0"]
     live, requests = ["-p", "teacher", "live"], str(tmp_path / "requests.jsonl")
     assert main(["teacher", "batch-export", str(SMOKE), *own, *live, requests]) == 0
-    own_questions = ["-p", "methods", "ft,cf-distill,ft-cot-balanced,multi-view-more"]
-    assert main(["teacher", "batch-export", str(SMOKE), *own, *live, *own_questions, requests]) == 0
     (tmp_path / "results.jsonl").write_text("")
     assert main(["teacher", "batch-import", str(SMOKE), *own, *live, str(tmp_path / "results.jsonl")]) == 0
     told = capsys.readouterr().out
     assert re.search(r"^36 requests of about 1\d,\d{3} tokens written .* \(12 mask, ", told, re.MULTILINE)
-    assert "12 mask, 24 positive, 24 negative" in told
     assert "0 answers stored" in told

@@ -3,7 +3,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,16 +21,14 @@ serve(work)
 
 
 @pytest.fixture
-def contest(monkeypatch: pytest.MonkeyPatch) -> Any:
+def contest(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from peers import contest
 
     return contest
 
 
-def test_contestants_answer_every_turn_from_a_process_of_their_own(
-    contest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_contestants_answer_every_turn_from_a_process_of_their_own(contest, tmp_path, monkeypatch):
     (tmp_path / "echo.py").write_text(ECHO)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     echo = contest.Contestant(sys.executable, "echo", batch_size=4, empty="")
@@ -43,14 +40,14 @@ def test_contestants_answer_every_turn_from_a_process_of_their_own(
     assert first["peak_gib"] > 0
 
 
-def test_contestants_and_peers_that_fail_end_the_benchmark(contest: Any) -> None:
+def test_contestants_and_peers_that_fail_end_the_benchmark(contest):
     with pytest.raises(SystemExit, match="ended with exit code 1"):
         contest.Contestant(sys.executable, "no_such_module").turn(1)
     with pytest.raises(SystemExit, match="make bench"):
         contest.peers_python("/nowhere/python")
 
 
-def test_ratios_are_above_one_where_ours_is_better(contest: Any) -> None:
+def test_ratios_are_above_one_where_ours_is_better(contest):
     assert contest.row("speed", 6.0, 2.0, "items/s") == ("speed", "6", "2", "3.00", "items/s", "")
     assert contest.row("memory", 2.0, 6.0, "GiB", less_is_better=True)[3] == "3.00"
     won = contest.faster("speed", [6, 7, 5, 9, 6], [2, 2, 2, 3, 1], "items/s")
@@ -58,7 +55,7 @@ def test_ratios_are_above_one_where_ours_is_better(contest: Any) -> None:
     assert contest.sign_test([2, 2, 1, 5], [1, 1, 2, 5]) == 0.5  # 2 or 3 of 3; a tie does not count
 
 
-def test_the_gpu_script_measures_both_sides(tmp_path: Path) -> None:
+def test_the_gpu_script_measures_both_sides(tmp_path):
     table = tmp_path / "gpu.csv"
     command = [BENCHMARKS / "gpu.sh", "--tiny", "--rounds=1", f"--out={table}"]
     environment = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
@@ -70,7 +67,7 @@ def test_the_gpu_script_measures_both_sides(tmp_path: Path) -> None:
     assert "Trainer" in rows[0]["name"]
 
 
-def test_the_gpu_script_says_what_is_missing(tmp_path: Path, contest: Any, monkeypatch: Any) -> None:
+def test_the_gpu_script_says_what_is_missing(tmp_path, contest, monkeypatch):
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without installed packages
     bare.chmod(0o755)

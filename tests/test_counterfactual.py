@@ -309,13 +309,15 @@ def explained(params, candidates):
 
 CSQA = {"train_dataset": "csqa", "test_datasets": ["csqa"], "data_root": str(TEST_DATA / "benchmarks")}
 CSQA |= {"counterfactuals_per_question": 1, "reasoning_paths": 3, "vote_threshold": 3}
+SIXTY = {"train_scenes": 60, "train_questions": 60, "reasoning_paths": 5, "vote_threshold": 4}
 
 
 @pytest.mark.parametrize(
     ("changes", "dropped", "twins"),
     [
-        ({"mask_source": "teacher"}, {}, 0),
-        ({"mask_source": "random"}, {}, 0),
+        ({}, {}, 0),
+        (SIXTY, {}, 0),
+        (SIXTY | {"mask_source": "random"}, {}, 0),
         (CSQA | {"train_questions": 300}, {"changed too much": 18, "too few votes": 7}, 4),
         (CSQA | {"train_questions": 600}, {"changed too much": 25, "too few votes": 12}, 5),
         (CSQA | {"train_questions": 1200}, {"changed too much": 44, "too few votes": 22}, 7),

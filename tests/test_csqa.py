@@ -10,22 +10,16 @@ from cfdistill.study import results, run
 PROFILE = files.project_root() / "params" / "csqa.yaml"
 SMALL = {"student": "tiny-random", "frozen_layers": 1, "max_length": 4096, "precision": "fp32"}
 SMALL |= {"train_questions": 20, "validation_questions": 5, "test_questions": 10, "new_questions": 10}
-SMALL |= {"max_steps": 2, "max_new_tokens": 8, "audit_questions": 2, "bootstrap_samples": 100}
-SMALL |= {
-    "methods": "base,ft-cot,multi-view-more,cf-natural,cf-distill",
-    "test_datasets": "csqa,arc-challenge-dev",
-}
+SMALL |= {"max_steps": 2, "max_new_tokens": 8, "audit_questions": 2}
+SMALL |= {"test_datasets": "csqa,arc-challenge-dev"}
+SMALL |= {"methods": "base,ft-cot,multi-view-more,cf-natural,cf-distill"}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (TEST_DATA / "benchmarks" / "csqa").is_dir(), reason=f"{TEST_DATA} has no benchmarks")
 def test_twenty_real_questions_run_through_all_notebooks(tmp_path):
-    places = {
-        "data_root": TEST_DATA / "benchmarks",
-        "run_root": tmp_path,
-        "results_root": tmp_path / "results",
-    }
-    params = run.run(PROFILE, SMALL | {name: str(place) for name, place in places.items()})
+    places = {"run_root": str(tmp_path), "results_root": str(tmp_path / "results")}
+    params = run.run(PROFILE, SMALL | places | {"data_root": str(TEST_DATA / "benchmarks")})
     kept = pipeline.rewrites(params)
     assert len(kept) >= 15
     assert len(pipeline.originals(params, "multi-view-more")) == 20 + len(kept)

@@ -1,10 +1,8 @@
 import json
-import shutil
 
 import pytest
 
 from cfdistill import data
-from cfdistill.data import weasel
 from cfdistill.errors import DataError
 from cfdistill.params import Params
 from cfdistill.schema import Question
@@ -34,14 +32,8 @@ def test_a_study_needs_all_of_what_it_trains_on_and_of_the_rest_the_tests():
     every, both = "train validation id shift new", "train validation test unused"
     assert [splits("weasel-science", name) for name in ("csqa", "weasel-science")] == ["new", every]
     assert [splits("csqa", name) for name in ("csqa", "weasel-science")] == [both, "test"]
-    params = Params(methods=["multi-view-more", "ft-cot-balanced"], tested="development")
-    assert data.splits("weasel-commonsense", params) == (
-        "train",
-        "validation",
-        "more",
-        "balanced",
-        "development",
-    )
+    params = Params(methods=["multi-view-more"], tested="development")
+    assert data.splits("weasel-commonsense", params) == ("train", "validation", "more", "development")
     assert data.splits("weasel-science", params) == ("development",)
 
 
@@ -50,7 +42,7 @@ def test_what_is_only_tested_on_needs_no_other_files(tmp_path):
     elsewhere = params.model_copy(update={"train_dataset": "weasel-commonsense"})
     assert len(data.load("user", "test", elsewhere)) == 9
     assert set(data.facts("user", elsewhere)["files"]) == {"test.jsonl"}
-    (counted,) = data.survey("user", elsewhere)
+    (counted,) = data.benchmarks.survey("user", ["test"], elsewhere)
     assert (counted["rows"], counted["file"]) == (20, "test.jsonl")
     with pytest.raises(DataError, match=r"train\.jsonl is missing; put the official release files of user"):
         data.facts("user", params)
@@ -69,18 +61,6 @@ def test_facts_differ_where_questions_do(trained, changed):
     both = before, before.model_copy(update={changed: CHANGES[changed]})
     one, other = ([data.load(name, split, p) for split in data.splits(name, p)] for p in both)
     assert (data.facts(name, both[0]) != data.facts(name, both[1])) == (one != other)
-
-
-def test_facts_follow_the_scene_bank(tmp_path, monkeypatch):
-    shutil.copytree(weasel.BANK, tmp_path / "scenes")
-    monkeypatch.setattr(weasel, "BANK", tmp_path / "scenes")
-    names, path = ("weasel-science", "weasel-commonsense"), tmp_path / "scenes" / "science.jsonl"
-    before = [*(data.facts(name, Params()) for name in names), weasel.bank_hash()]
-    path.write_text(path.read_text().replace(weasel.load_scenes("science")[0].topic, "the zebra"))
-    assert weasel.load_scenes("science")[0].topic == "the zebra"
-    after = [*(data.facts(name, Params()) for name in names), weasel.bank_hash()]
-    same = [one == other for one, other in zip(before, after, strict=True)]
-    assert same == [False, True, False]  # the scenes of commonsense are in another file
 
 
 def test_seed_0_takes_the_first_rows_and_others_draw_as_many(tmp_path):

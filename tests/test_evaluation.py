@@ -1,61 +1,71 @@
+"""Answers of every scoring, audits, and questions of one's own."""
+
 from dataclasses import replace
 from operator import add
+from types import SimpleNamespace
 
 import pytest
 
 from cfdistill import data
-from cfdistill.evaluate import predict
+from cfdistill.errors import DataError
+from cfdistill.evaluate import ask, audit, predict
 from cfdistill.params import SCORINGS
 from cfdistill.schema import Question, prompt_text
 from cfdistill.student import decode, models
 
-HENS = Question("q1", "d", "id", "Hens?", ("barn", "river"), 0, scene="s", stereotype=1)
+QUESTIONS = [
+    Question("a1", "d", "shift", "Where do hens sleep?", ("barn", "river"), 0, scene="a", stereotype=1),
+    Question("a2", "d", "shift", "Where do wild hens sleep?", ("tree", "barn"), 0, scene="a"),
+    Question("b1", "d", "shift", "Where do carp sleep?", ("river", "barn"), 0, scene="b"),
+]
+HENS, SHOWN = QUESTIONS[0], "Where do hens sleep?\nOptions: barn; river"
+WROTE = "Hens roost under a roof. So the answer is barn."
 
 
 @pytest.fixture
-def student(small_params):
-    return models.load(small_params)
+def asked(monkeypatch):
+    """Replace the student by one that writes `texts` and chooses first options; notes what it is asked."""
+    noted = SimpleNamespace(texts=[WROTE], written=[], chosen=[])
 
+    def write(_, prompts, limit, __):
+        noted.written += [(prompt, limit) for prompt in prompts]
+        return noted.texts * (len(prompts) // len(noted.texts))
 
-@pytest.fixture
-def written(monkeypatch):
-    """Let a student write these texts, by the last line of its prompts; note prompts and limits."""
-    texts, asked = {}, []
+    def choose(_, prompts, said, questions, __):
+        noted.chosen += map(add, prompts, said)
+        return [0] * len(questions)
 
-    def answer(_, prompts, limit, __):
-        asked.extend((prompt, limit) for prompt in prompts)
-        return texts[prompts[0].splitlines()[-1]]
-
-    monkeypatch.setattr(predict, "generate", answer)
-    return texts, asked
+    monkeypatch.setattr(predict, "generate", write)
+    for module in (predict, decode):
+        monkeypatch.setattr(module, "choose", choose)
+    return noted
 
 
 @pytest.mark.parametrize(
     ("scoring", "ending", "limit"),
     [("direct", "[Direct election]", 3), ("elimination", "[Elimination method]", 7), ("label", "Answer:", 3)],
 )
-def test_predict_asks_by_scoring_and_reads_the_answer(student, small_params, written, scoring, ending, limit):
-    texts, asked = written
-    texts[ending] = ["Hens roost. So the answer is river.", "I wonder."]
+def test_predict_asks_by_scoring_and_reads_the_answer(small_params, asked, scoring, ending, limit):
+    asked.texts = ["Hens roost. So the answer is river.", "I wonder."]
     params = small_params.model_copy(update={"max_new_tokens": 3, "max_new_tokens_elimination": 7})
-    first, second = predict.predict(student, [HENS, HENS], "ft", scoring, params)
-    assert asked == [(f"Hens?\nOptions: barn; river\n{ending}", limit)] * 2
+    first, second = predict.predict(None, [HENS, HENS], "ft", scoring, params)
+    assert asked.written == [(f"{SHOWN}\n{ending}", limit)] * 2
     assert (first.predicted, first.scoring, first.stereotype, first.options) == (1, scoring, 1, 2)
-    assert (first.parsed, second.parsed, second.text) == (True, False, "I wonder.")
-    assert second.predicted in (0, 1)
+    assert (first.parsed, second.parsed, second.text, second.predicted) == (True, False, "I wonder.", 0)
+    assert asked.chosen == [f"{SHOWN}\n{ending} I wonder. So the answer is"]
 
 
-def test_equal_options_count_as_one(student, small_params, written):
+def test_equal_options_count_as_one(small_params, asked):
     question = replace(HENS, options=("Barn.", "river", "barn", "river"), answer=2, stereotype=None)
-    written[0]["[Direct election]"] = [f"So the answer is {said}." for said in ("barn", "Barn", "river")]
-    found = predict.predict(student, [question] * 3, "ft-cot", "direct", small_params)
+    asked.texts = [f"So the answer is {said}." for said in ("barn", "Barn", "river")]
+    found = predict.predict(None, [question] * 3, "ft-cot", "direct", small_params)
     assert [(p.predicted, p.parsed) for p in found] == [(2, True), (2, True), (1, True)]
     assert predict.answered(question, "ft-cot", "direct", 3, "", True).predicted == 1
 
 
 @pytest.mark.parametrize("scoring", ["likelihood", "cloze"])
-def test_likelihood_is_acc_norm_of_lm_evaluation_harness(student, small_params, scoring):
-    questions = data.load("weasel-commonsense", "new", small_params)
+def test_likelihood_is_acc_norm_of_lm_evaluation_harness(small_params, scoring):
+    student, questions = models.load(small_params), data.load("weasel-commonsense", "new", small_params)
     found = predict.predict(student, questions, "untrained", scoring, small_params)
     options = [q.options for q in questions]
     shown, alone = [prompt_text(q) for q in questions], [f"Question: {q.stem}\nAnswer:" for q in questions]
@@ -66,19 +76,12 @@ def test_likelihood_is_acc_norm_of_lm_evaluation_harness(student, small_params, 
     assert [(p.predicted, p.text, p.parsed) for p in found] == answers
 
 
-def test_rationale_is_the_likeliest_option_after_ones_own_words(student, small_params, written, monkeypatch):
-    written[0]["[Direct election]"] = ["Hens roost. So the answer is river."]
-    asked = []
-
-    def choose(_, prompts, said, *__):
-        asked.extend(map(add, prompts, said))
-        return [0]
-
-    monkeypatch.setattr(predict, "choose", choose)
+def test_rationale_is_the_likeliest_option_after_ones_own_words(small_params, asked):
+    asked.texts = ["Hens roost. So the answer is river."]
     params = small_params.model_copy(update={"scorings": ["rationale", "direct"]})
-    found = predict.predict_all(student, [HENS], "cf-distill", params)
+    found = predict.predict_all(None, [HENS], "cf-distill", params)
     assert {name: own[0].predicted for name, own in found.items()} == {"direct": 1, "rationale": 0}
-    assert asked == ["Hens?\nOptions: barn; river\n[Direct election] Hens roost. So the answer is"]
+    assert asked.chosen == [f"{SHOWN}\n[Direct election] Hens roost. So the answer is"]
     assert found["rationale"][0].text == found["direct"][0].text
 
 
@@ -96,7 +99,90 @@ def test_all_scorings_come_from_one_checkpoint_and_are_the_same_twice(small_para
     assert {str(weight.dtype) for weight in rounded.model.parameters()} == {"torch.bfloat16"}
     answers = predict.predict_all(rounded, questions, "cf-distill", params)
     assert answers == predict.predict_all(again, questions, "cf-distill", params)
-    assert predict.scorings("ft", small_params) == ("label",)
+    audited = audit.audit(rounded, questions, "cf-distill", params, answers["direct"])
+    asked = [(f"{name}/{c}", q.id) for name, own in audit.CONDITIONS.items() for c in own for q in questions]
+    assert [(p.scoring, p.question_id) for p in audited] == asked
     params = small_params.model_copy(update={"scorings": ["likelihood", "elimination", "direct"]})
     assert predict.scorings("ft", params) == ("label", "likelihood")
     assert predict.scorings("cf-distill", params) == ("direct", "elimination", "likelihood")
+
+
+def test_a_student_of_labels_is_asked_for_its_label(asked, small_params):
+    found = audit.audit(None, QUESTIONS, "ft", small_params, [])
+    assert {p.scoring.partition("/")[0] for p in found} == {"input"}
+    assert asked.chosen[0] == f"{prompt_text(HENS)} So the answer is"
+    assert not asked.written
+
+
+def test_input_is_left_out_and_own_words_come_from_the_evaluation_or_are_asked_for(asked, small_params):
+    [right] = rows("direct", [0])
+    known = [replace(right, text="Evaluated."), replace(right, scoring="label", text="Not asked for.")]
+    audit.audit(None, QUESTIONS[:1], "ft-cot", small_params, known)
+    given = (SHOWN, "Options: barn; river", "Where do hens sleep?")
+    assert asked.chosen[:3] == [f"{begin}\n[Direct election] So the answer is" for begin in given]
+    prompt = f"{SHOWN}\n[Direct election]"
+    assert (asked.chosen[3], asked.written) == (f"{prompt} Evaluated. So the answer is", [])
+    audit.audit(None, QUESTIONS[:1], "ft-cot", small_params, [])
+    assert asked.chosen[9] == f"{prompt} {WROTE}"[: -len(" barn.")]
+    assert asked.written == [(prompt, small_params.max_new_tokens)]
+
+
+def test_rationales_are_truncated_or_of_another_scene():
+    own = [f"{q.id} is under a roof." for q in QUESTIONS]
+    said = audit.rationales(QUESTIONS, [f"{text} So the answer is barn." for text in own])
+    assert said[:6] == [*own, *(f"{q.id} is" for q in QUESTIONS)]
+    assert said[6:] == [own[2], own[2], own[0]]  # a2 is of a1's scene; around to the beginning
+
+
+def rows(name, options):
+    every = zip(QUESTIONS, options, strict=False)
+    return [predict.answered(q, "ft-cot", name, option, "…", True) for q, option in every]
+
+
+def test_table_by_hand(small_params):
+    answers = rows("rationale/its own", (0, 0, 1)) + rows("rationale/truncated", (0, 1, 1))
+    table = audit.table({"ft-cot": answers, "ft": []}, small_params, "shift")
+    assert list(table.columns) == audit.COLUMNS
+    own = ["weasel-commonsense", "ft-cot", "tiny-random", 0, "shift", "rationale"]
+    assert table.iloc[:, :8].to_numpy().tolist() == [[*own, "its own", 3], [*own, "truncated", 3]]
+    for column, expected in {"accuracy": [2, 1], "same_answer": [3, 2]}.items():
+        assert list(3 * table[column]) == pytest.approx(expected)
+    assert ((table.same_low < table.same_answer) & (table.ci_high > table.accuracy)).all()
+    assert list(audit.table({"ft": []}, small_params, "shift").columns) == audit.COLUMNS
+
+
+def test_questions_are_spread_over_the_split(small_params):
+    everything = data.load(small_params.train_dataset, "shift", small_params)
+    for count in (0, 3, len(everything), 10_000):
+        params = small_params.model_copy(update={"audit_questions": count})
+        found = audit.choose_questions(everything, params)
+        assert len(found) == min(count, len(everything))
+        assert [q for q in everything if q in found] == found
+    assert everything[-1] not in audit.choose_questions(everything, small_params)
+
+
+@pytest.mark.parametrize(
+    ("method", "views"),
+    [("ft", ["label"]), ("ft-cot", ["direct"]), ("cf-distill", ["direct", "elimination"])],
+)
+def test_each_method_gives_its_views_and_every_option_a_likelihood(small_params, method, views):
+    question = ask.own_question(" Where is the lamp? <b>", ["shed", " attic ", "hall"])
+    said = ask.ask(models.load(small_params), method, question, small_params).splitlines()
+    assert said[0] == method
+    assert [line.split(":")[0].strip() for line in said[1::3]] == views
+    assert len(said) == 1 + 3 * len(views)
+    for answer, likelihoods in zip(said[1::3], said[3::3], strict=True):
+        scores = {o: float(s) for o, s in (part.rsplit(" ", 1) for part in likelihoods.strip().split(" · "))}
+        assert set(scores) == {"shed", "attic", "hall"}
+        assert list(scores.values()) == sorted(scores.values(), reverse=True)
+        assert max(scores.values()) < 0
+        assert "names no option" in answer  # an untrained student
+        assert answer.split(": ")[1].split(" (")[0] == next(iter(scores))
+
+
+def test_options_must_be_two_and_different_and_the_question_without_nul():
+    for options in (["shed"], ["shed", "shed "], ["shed", "Shed."], ["shed", " "], []):
+        with pytest.raises(DataError, match="two or more different options"):
+            ask.own_question("Where?", options)
+    with pytest.raises(DataError, match="holds NUL"):
+        ask.own_question("Wh\0ere?", ["shed", "hall"])

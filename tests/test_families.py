@@ -14,8 +14,8 @@ from cfdistill.student import models, packing
 from cfdistill.student.decode import generate, option_scores
 from cfdistill.student.loss import plain_loss, target_loss
 from cfdistill.student.models import freeze
-from cfdistill.student.packing import decoder_start, encode, tokenize, tokenize_prompt
-from cfdistill.student.train import pack_examples, train
+from cfdistill.student.packing import decoder_start, encode, tokenize
+from cfdistill.student.train import train
 
 QUESTIONS = [
     Question("q1", "d", "test", "Where does the hen sleep at night?", ("barn", "river bank"), 0),
@@ -58,10 +58,10 @@ def plain_losses(student, prompt, target, begun=""):
     given = tokenize(begun, tokenizer) if begun else []
     if model.config.is_encoder_decoder:
         start = [*decoder_start(model, tokenizer), *given]
-        source = torch.tensor([tokenize_prompt(prompt, tokenizer)])
+        source = torch.tensor([tokenize(prompt, tokenizer, whole=True)])
         logits = model(input_ids=source, decoder_input_ids=torch.tensor([start + target])).logits[0]
     else:
-        start = [*tokenize_prompt(prompt, tokenizer), *given]
+        start = [*tokenize(prompt, tokenizer, whole=True), *given]
         logits = model(input_ids=torch.tensor([start + target])).logits[0]
     return cross_entropy(logits[len(start) - 1 : -1], torch.tensor(target), reduction="none")
 
@@ -96,7 +96,7 @@ def test_examples_share_a_sequence_only_where_that_is_exact_and_only_targets_are
 
 def plain_answer(student, prompt, most):
     """Return greedy tokens without a cache, one prompt and one token at a time, up to the end."""
-    ids, end = tokenize_prompt(prompt, student.tokenizer), student.tokenizer.eos_token_id
+    ids, end = tokenize(prompt, student.tokenizer, whole=True), student.tokenizer.eos_token_id
     reads, answer = student.model.config.is_encoder_decoder, []
     start = decoder_start(student.model, student.tokenizer) if reads else ids
     while len(answer) < most:
@@ -154,18 +154,9 @@ def test_loss_falls_and_the_trained_student_is_saved_and_loaded(frozen, params, 
         assert moved
         assert not any(part in name for name in moved for part in kept)
     student.save(tmp_path / "saved")
-    loaded = models.load_folder("saved", tmp_path / "saved")
+    loaded = models.load_folder(tmp_path / "saved")
     assert generate(loaded, PROMPTS, 12, 3) == generate(student, PROMPTS, 12, 3)
     np.testing.assert_array_equal(*(option_scores(s, PROMPTS, OPTIONS, 8) for s in (loaded, student)))
-
-
-def test_too_long_examples_are_an_error(folders, small_params):
-    gpt2 = models.load(changed(small_params, student=str(folders["gpt2"])))
-    long = Example("q", "label", "barn " * 600 + "Answer:", " So.")
-    with pytest.raises(TrainingError, match=r"has \d+ tokens, and the student takes 512"):
-        pack_examples([long], gpt2, changed(small_params, max_length=5000))
-    with pytest.raises(TrainingError, match=r"answer may have 12, but the student takes 512"):
-        generate(gpt2, [long.prompt], 12, 1)
 
 
 def test_students_are_of_known_families_and_named_or_a_path(small_params, monkeypatch):

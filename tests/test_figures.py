@@ -6,6 +6,7 @@ from collections import defaultdict
 import matplotlib
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from cfdistill.errors import DataError
 from cfdistill.evaluate import metrics
@@ -95,7 +96,29 @@ def test_fig5_has_a_panel_per_training_set():
     fig = figures.fig5_ood(pd.concat([study(name) for name in DATASETS]))
     assert titles(fig) == [f"trained on {n}: right (%)" for n in ("commonsense", "qualitative", "science")]
     assert all(len(ax.patches) == 2 * 3 for ax in fig.axes if ax.get_visible())  # two sets, three methods
-    assert groups(fig.axes[0]) == ["qualitative\nnew\nn = 20", "science\nnew\nn = 20"]
+    assert groups(fig.axes[0]) == ["qualitative\nn = 20", "science\nn = 20"]
+
+
+def test_novelty_goes_from_what_was_shown_to_other_formats_and_leaves_out_small_steps():
+    cells = [("weasel-commonsense", "shift"), *((name, "new") for name in DATASETS)]
+    steps = {
+        (name, f"q{i}"): ["cue", "answer", "cause"][(i > 9) + (i > 39)]
+        for name in DATASETS
+        for i in range(90)
+    }
+    told = [
+        Prediction(f"q{i}", *cell, "", "", m, METHODS[m].scoring, 0, 4, 1, i % 2, "")
+        for cell, m, i in itertools.product(cells, ("base", "cf-distill"), range(90))
+    ]
+    table = metrics.metrics_table(metrics.predictions_table(told, DATASETS[0], "smollm2-135m", 0, steps))
+    (ax,) = figures.fig_novelty(table).axes
+    counts = {"answer\nshown": 30, "cause\nnew": 50, "scene\nnew": 90, "format\nnew": 180}
+    assert groups(ax) == [f"{label}\nn = {count}" for label, count in counts.items()]
+    assert heights(ax, "base") == pytest.approx([50] * 4)
+    assert len([line for line in ax.lines if line.get_linestyle() == "--"]) == 4
+    said = figures.words("novelty", table)
+    assert "n = 30 to 180; trained: smollm2-135m. Highest: answer shown base 50.0 %; cause" in said["caption"]
+    assert "format new cf-distill 50.0 %" in said["alt"]
 
 
 def test_what_cannot_be_drawn_or_compared_is_said_in_words():
@@ -104,6 +127,7 @@ def test_what_cannot_be_drawn_or_compared_is_said_in_words():
     assert [len(fig.axes[0].patches) for fig in drawn] == [3, 2]
     own, other = (one[(one.test_dataset == "weasel-commonsense") == kind] for kind in (True, False))
     swept, none = other.assign(spurious_rate=1.0), pd.DataFrame(columns=["audit", "condition", *RATES])
+    assert "new to training" in figures.fig_novelty(own).get_label()
     for fig, said in (
         (figures.fig6_architectures(one), "one student only"),
         (figures.fig5_ood(own), "tested on the training data set only"),
@@ -124,34 +148,43 @@ def test_figures_of_a_benchmark_and_of_several_students():
     fig = figures.fig6_architectures(pd.concat([table, table.assign(student="gpt2")]))
     assert titles(fig) == ["csqa test: right (%)"]
     assert groups(fig.axes[0]) == ["smollm2-\n135m\nn = 20", "gpt2\nn = 20"]
-    sizes = pd.concat([table.assign(train_questions=n) for n in (10, 20)])
-    assert titles(figures.fig_sweep(sizes)) == ["test\nn = 20"]
+    sizes = pd.concat([table.assign(train_scenes=n) for n in (10, 20)])
+    assert titles(figures.fig_sweep(sizes)) == ["test (right, %)"]
 
 
 def test_a_sweep_is_a_line_per_method_through_its_mean_accuracies():
     cells = [(rate, seed) for rate in (0.9, 0.2, 0.5) for seed in (0, 1)]
     table = pd.concat([study(seed=i).assign(seed=s, spurious_rate=r) for i, (r, s) in enumerate(cells)])
     fig = figures.fig_sweep(table)
-    splits = ("id\nshortcut holds", "shift\nshortcut broken", "new\nunseen scenes")
-    assert titles(fig) == [f"{split}\nn = 20, 2 seeds" for split in splits]
+    splits = ("id: shortcut holds", "shift: shortcut broken", "new: unseen scenes")
+    assert titles(fig) == [f"{split} (right, %)" for split in splits]
+    assert fig.axes[0].get_xlabel().endswith("n = 20, 2 seeds")
     means = metrics.over_seeds(table).query("method == 'ft-cot' and test_split == 'shift'")
     line = next(line for line in fig.axes[1].lines if line.get_color() == METHODS["ft-cot"].color)
     assert list(line.get_ydata()) == pytest.approx(list(100 * means.sort_values("spurious_rate").accuracy))
     assert len(fig.axes[1].containers) == 3  # a line per method with its intervals
     assert list(fig.axes[0].get_xticks()) == [0.2, 0.5, 0.9]
+    first, *_, last = 100 * means.sort_values("spurious_rate").accuracy
+    said = figures.words("spurious_sweep", table)["finding"]
+    assert said.startswith("From 0.2 to 0.9: id: shortcut holds")
+    assert f"shift: shortcut broken (right, %) ft-cot {first:.1f} % {last:.1f} %" in said
 
 
-def test_audits_stand_above_what_stayed_the_same_and_funnel_and_costs_write_their_numbers():
+def test_audits_have_a_panel_for_what_stays_the_same_and_funnel_and_costs_write_their_numbers():
     rows = {"audit": "rationale", "method": "ft-cot", "condition": ["its own", "truncated"], "n": 3}
     fig = figures.fig_audits(pd.DataFrame(rows | RATES))
-    assert titles(fig) == ["rationale: right (%)", "answered as with its own (%)"]
+    assert titles(fig)[1] == "same answer (%) as after its own, when it is"
     assert [heights(ax, "ft-cot") for ax in fig.axes] == [[100, 50], [25]]
     drops = ["", "1 mask: no JSON, 1 mask: $2 span"]
     counts = pd.DataFrame({"step": ["candidates", "masked"], "left": [9, 7], "drops": drops})
-    assert "7 · dropped: 1 mask: no JSON, 1 mask: $2 span" in texts(figures.fig_funnel(counts))
+    shown = texts(figures.fig_funnel(counts)).replace("\n", " ")
+    assert "7 · dropped: 1 mask: no JSON, 1 mask: $2 span" in shown
     texts(figures.fig_funnel(counts.assign(left=0, drops="")))
-    fig = figures.fig_cost(pd.DataFrame({"step": ["mask", "training ft"], "value": [1200.0, 3]}), "requests")
-    assert {"1,200", "3", "mask", "requests"} <= set(texts(fig).splitlines())
+    steps = ["training ft", "training cf-distill", "audits ft", "data"]
+    fig = figures.fig_cost(pd.DataFrame({"step": steps, "value": [3.0, 2, 1, 1200]}))
+    assert {"1,200", "3", "seconds"} <= set(texts(fig).splitlines())
+    names = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert names == ["data", "training ft", "audits ft", "training cf-distill"]  # shared, then by method
     assert fig.axes[0].patches[1].get_facecolor()[:3] == pytest.approx((127 / 255,) * 3)  # of ft
 
 
@@ -159,11 +192,12 @@ def test_loss_curves_draw_each_method_and_bear_a_log_of_one_step():
     log = pd.DataFrame({"method": ["ft"] + ["cf-distill"] * 40, "step": [1, *range(40)], "loss": 1.0})
     log = log.assign(val_loss=float("nan"), val_accuracy=float("nan"))
     (only,) = figures.fig_loss_curves(log).axes
-    assert len(only.lines) == 4  # raw and smoothed
+    assert len(only.lines) == 2
     log.loc[[0, 9, 40], ["val_loss", "val_accuracy"]] = [0.5, 0.25]
     fig = figures.fig_loss_curves(log)
-    assert [list(line.get_xdata()) for line in fig.axes[1].lines[1::2]] == [[1], [8, 39]]
-    assert [set(ax.lines[2].get_ydata()) for ax in fig.axes] == [{1.0}, {0.5}, {0.25}]
+    shares = [list(line.get_xdata()) for line in fig.axes[1].lines]  # of each method's own steps
+    assert shares == [[100], pytest.approx([100 * 8 / 39, 100])]
+    assert [set(ax.lines[1].get_ydata()) for ax in fig.axes] == [{1.0}, {0.5}, {0.25}]
     texts(fig)
 
 
@@ -185,10 +219,12 @@ def test_qualitative_marks_right_wrong_and_stereotype(tmp_path):
     words = texts(fig)
     assert {
         "✓ basket – right", "✗ drawer – what the topic suggests", "✗ ft-cot: drawer", "✓ cf-distill: basket",
-        "✗ ft-cot: six (likeliest option)", "(no text)", "Costs $5 or $6?",
+        "(no text)", "Costs $5 or $6?",
     } <= set(words.splitlines())  # fmt: skip
+    wide = figures.fig_qualitative(answers(), width=style.PAGE)
+    assert "✗ ft-cot: six (likeliest option)" in texts(wide).splitlines()
     assert "□□ $$" in words
-    assert fig.get_size_inches()[1] < 60
+    assert wide.get_size_inches()[1] < fig.get_size_inches()[1] < 60
     for box in (text.get_window_extent() for text in fig.axes[0].texts if text.get_text()):
         assert box.x1 < fig.bbox.width
         assert 0 <= box.y0 < box.y1 <= fig.bbox.height
@@ -197,17 +233,42 @@ def test_qualitative_marks_right_wrong_and_stereotype(tmp_path):
     assert "ft-cot" not in texts(figures.fig_qualitative(answers(["cf-distill"])))
 
 
+def test_zeros_are_drawn_whole_and_page_width_sets_panels_beside_each_other():
+    table = study().assign(accuracy=0.0, ci_low=0.0)
+    column, page = (figures.fig_headline(table, width=width) for width in (style.COLUMN, style.PAGE))
+    assert not any(line.get_clip_on() for line in column.axes[0].lines if line.get_linestyle() == "None")
+    for fig, beside in ((column, False), (page, True)):
+        texts(fig)
+        first, second = (ax.get_position() for ax in fig.axes)
+        assert (first.y0 == pytest.approx(second.y0)) == beside
+    assert [fig.get_figwidth() for fig in (column, page)] == [3.25, 6.75]
+
+
 def test_saved_files_are_the_same_bytes_again_whatever_the_readers_settings(tmp_path):
-    table = study()
+    table, said, every = (
+        study(),
+        {"caption": "Bars of ft_x, 5 %, p < 0.05", "alt": "ft"},
+        ("pdf", "png", "svg"),
+    )
     for folder, size in (("one", 10), ("two", 20)):
         with matplotlib.rc_context({"font.size": size, "axes.facecolor": "red", "figure.dpi": 50}):
-            path = style.save(figures.fig_headline(table), table, tmp_path / folder, "headline", "Bars.")
-        assert path == tmp_path / folder / "headline.png"
+            place = tmp_path / folder / "headline"
+            style.save(figures.fig_headline(table), table, place, said, every)
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
-    assert set(one) == {"alt_texts.json", "headline.csv", "headline.pdf", "headline.png"}
+    assert set(one) == {"captions.json", *(f"headline.{end}" for end in (*every, "csv", "tex"))}
+    assert json.loads(one["captions.json"]) == {"headline": said}
+    assert r"\caption{Bars of ft\_x, 5 \%, $p<0.05$}" in one["headline.tex"].decode()
     again = metrics.read_csv(tmp_path / "one", "headline.csv")
-    path = style.save(figures.fig_headline(again), again, tmp_path / "one", "another", "Bars — again.")
-    assert path.read_bytes() == one["headline.png"]
-    words = json.loads((tmp_path / "one" / "alt_texts.json").read_text(encoding="utf-8"))
-    assert words == {"another": "Bars — again.", "headline": "Bars."}
+    style.save(figures.fig_headline(again), again, tmp_path / "one" / "another", said)
+    assert (tmp_path / "one" / "another.png").read_bytes() == one["headline.png"]
+
+
+def test_methods_have_other_names_and_texts_another_font_where_a_reader_says_so(tmp_path):
+    fig, labels = figures.fig_headline(study()), {"ft-cot": "FT-CoT", "ft": "FT"}
+    style.save(fig, study(), tmp_path / "a", {"caption": "ft, ft-cot-long"}, ["png"], "DejaVu Serif", labels)
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["FT", "FT-CoT", "cf-distill", "guessing"]
+    assert {t.get_fontfamily()[0] for t in fig.findobj(Text)} == {"DejaVu Serif"}
+    assert json.loads((tmp_path / "captions.json").read_text()) == {"a": {"caption": "FT, ft-cot-long"}}
+    with pytest.raises(DataError, match="no format gif; there are pdf, png, svg"):
+        style.save(fig, study(), tmp_path / "a", {"caption": ""}, ["gif"])

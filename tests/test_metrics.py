@@ -11,9 +11,10 @@ import pytest
 from cfdistill import data
 from cfdistill.errors import DataError, StageError
 from cfdistill.evaluate import metrics, stats
+from cfdistill.evaluate.novelty import STEPS, novelty
 from cfdistill.methods import METHODS
 from cfdistill.params import Params
-from cfdistill.schema import Prediction
+from cfdistill.schema import Prediction, Question
 from cfdistill.show import tables
 
 D = "weasel-commonsense"
@@ -45,8 +46,8 @@ def measured(predictions):
     return metrics.metrics_table(tidy(predictions))
 
 
-def compared(predictions, **options):
-    return metrics.comparisons_table(tidy(predictions), **options)
+def compared(predictions):
+    return metrics.comparisons_table(tidy(predictions))
 
 
 def right(predictions, method):
@@ -55,9 +56,7 @@ def right(predictions, method):
 
 def test_steps_of_novelty_and_all_other_data_sets_together_are_measured_as_well():
     answers = [prediction(f"q{i}", i % 2, split="shift") for i in range(4)]
-    others = [
-        prediction("q0", i, dataset=name, split="new") for i, name in enumerate(("weasel-science", "csqa"))
-    ]
+    others = [prediction("q0", i, dataset=d, split="new") for i, d in enumerate(("weasel-science", "csqa"))]
     steps = {(D, "q0"): "cue", (D, "q1"): "cue", (D, "q2"): "cause", (D, "q3"): "cause"}
     steps |= {("weasel-science", "q0"): "format", ("csqa", "q0"): "format"}
     found = metrics.metrics_table(tidy(answers + others, steps=steps))
@@ -80,9 +79,13 @@ def test_rates_and_pairs_of_different_variants_by_hand():
     assert list(row._fields) == metrics.METRIC_COLUMNS
     assert row[:10] == (D, "cf-distill", "s", 0, D, "shift", "", "direct", 5, 0.4)
     assert (row.lure_rate, row.unparsed_rate) == (0.2, 0.2)
-    assert (row.ci_low, row.ci_high) == stats.proportion_interval(2, 5)
+    assert (0.4, row.ci_low, row.ci_high) == stats.share([1, 0, 0, 0, 1], range(5))
+    assert (0.2, row.lure_low, row.lure_high) == stats.share([0, 1, 0, 0, 0], range(5))
+    unlured = row.accuracy_unlured, row.unlured_low, row.unlured_high
+    assert unlured == stats.share([1, 0, 0], range(3))  # of right, wrong and d
     assert math.isnan(row.pair_consistency)
-    assert math.isnan(measured([prediction("a", 0, stereotype=None)]).lure_rate[0])
+    real = measured([prediction("a", 0, stereotype=None)])
+    assert real[["lure_rate", "lure_low", "lure_high", "accuracy_unlured"]].isna().all(axis=None)
     names = ("s1.f2.v0.c0", "s1.f2.v0.c1", "s1.f2.v1.c0")  # the first two are of the same variant: no pair
     answers = [prediction(name, 0, scene="s1") for name in names]
     answers.append(prediction("s1.f2.v2.c0", 3, scene="s1"))  # wrong
@@ -102,8 +105,8 @@ def test_rows_come_in_the_order_of_methods_and_splits_with_parts_of_shift():
     found = measured([*answers, prediction("a", 0, subset="reachable"), prediction("b", 1, subset="heldout")])
     assert list(dict.fromkeys(found.method)) == ["ft", "ft-cot", "cf-distill"]
     ours = found[found.method == "cf-distill"].set_index("test_split").accuracy
-    assert list(ours.index) == ["id", "shift", "shift_reachable", "shift_heldout", "new"]
-    assert list(ours)[1:4] == [0.5, 1, 0]
+    assert list(ours.index) == ["id", "shift", "shift_reachable", "shift_heldout", metrics.WORST, "new"]
+    assert list(ours)[1:5] == [0.5, 1, 0, 0]
 
 
 def test_chance_is_of_the_options_that_were_asked(tmp_path):
@@ -120,13 +123,13 @@ def test_comparisons_against_every_other_method():
     without, alone = compared(simulate(["ft", "ft-cot"])), compared(simulate(["ft"]))
     assert without[["method_a", "method_b"]].to_numpy().tolist() == [["ft-cot", "ft"]]  # the last is compared
     assert (len(alone), list(alone.columns)) == (0, COMPARISON_COLUMNS)
-    found = compared(random.Random(0).sample(answers, len(answers)), samples=500)  # paired by question
+    found = compared(random.Random(0).sample(answers, len(answers)))  # paired by question
     assert list(found.columns) == COMPARISON_COLUMNS
     assert (set(found.method_a), list(found.method_b)) == ({"cf-distill"}, ["ft", "ft-cot"])
     row, ours, theirs = found.iloc[1], right(answers, "cf-distill"), right(answers, "ft-cot")
-    interval = stats.paired_difference(ours, theirs, 500, 0)
+    interval = stats.paired_difference(ours, theirs, range(40))
     assert (row.n, row.seeds, row.delta, row.ci_low, row.ci_high) == (40, 1, *interval)
-    assert row.p_mcnemar == pytest.approx(stats.mcnemar_exact(ours, theirs))
+    assert row.p_mcnemar == pytest.approx(stats.mcnemar_exact(ours, theirs, range(40)))
     assert list(found.p_holm) == pytest.approx(stats.holm(list(found.p_mcnemar)))
 
 
@@ -136,7 +139,9 @@ def test_comparisons_count_scenes_not_questions():
     columns = ["delta", "ci_low", "ci_high", "p_mcnemar"]
     once, found = compared(alone), compared(twice)
     assert found.n[0] == 2 * once.n[0]
-    assert found[columns].equals(once[columns])
+    assert found[columns].to_numpy() == pytest.approx(once[columns].to_numpy())
+    ends = ["ci_low", "ci_high"]
+    assert measured(twice)[ends].to_numpy() == pytest.approx(measured(alone)[ends].to_numpy())
 
 
 def test_what_cannot_be_measured_or_paired_is_refused():
@@ -148,23 +153,40 @@ def test_what_cannot_be_measured_or_paired_is_refused():
         compared(answers[:-1])
     with pytest.raises(DataError, match="no training seed in common"):
         metrics.comparisons_table(pd.concat([tidy(answers[:40], 0), tidy(answers[40:], 1)]))
-    vote = [
-        prediction("q00", 0, scoring="elimination", split="new"),
-        prediction("q00", 0, method="ft", split="new"),
-    ]
+    vote = [prediction("q00", 0, **own) for own in ({"scoring": "elimination"}, {"method": "ft"})]
     with pytest.raises(DataError, match="need 'direct' predictions of cf-distill"):
         compared(vote)
+
+
+def test_the_worst_group_is_one_of_both_splits_over_all_seeds():
+    """Seed 0 is worst where seed 1 is better; a question of both splits counts once."""
+
+    def answers(**right):
+        groups = {"stereotype": "id", "reachable": "id shift", "heldout": "shift"}
+        return [
+            prediction(f"{name}{i}", int(i >= right[name]), split=split, subset=name)
+            for name, splits in groups.items()
+            for split in splits.split()
+            for i in range(4)
+        ]
+
+    seeds = [answers(stereotype=4, reachable=0, heldout=1), answers(stereotype=4, reachable=3, heldout=0)]
+    for own, expected in ((seeds[:1], [(4, 0)]), (seeds[1:], [(4, 0)]), (seeds, [(4, 0.25), (4, 0)])):
+        found = metrics.metrics_table(pd.concat([tidy(part, s) for s, part in enumerate(own)]))
+        worst = found[found.test_split == metrics.WORST]
+        assert list(zip(worst.n, worst.accuracy, strict=True)) == expected
+    assert metrics.WORST not in metrics.comparisons_table(tidy(seeds[0])).test_split.unique()
 
 
 def test_scorings_are_compared_with_the_main_one_of_their_method():
     answers = simulate(["cf-distill"], seed=1, rate=0.9) + simulate(["ft-cot"], seed=2, rate=0.3)
     votes = [prediction(p.question_id, 0, scoring="elimination", split="new") for p in answers[:40]]
-    found = compared(answers + votes, samples=200)
+    found = compared(answers + votes)
     assert list(found.columns) == [*COMPARISON_COLUMNS, *metrics.COMPARISON_SCORINGS]
     pairs = found[["method_a", "scoring_a", "method_b", "scoring_b"]].agg(" ".join, axis=1)
     assert list(pairs) == ["cf-distill direct ft-cot direct", "cf-distill elimination cf-distill direct"]
     assert found.delta[1] == pytest.approx(1 - right(answers, "cf-distill").mean())
-    assert "- cf-distill elimination minus direct (weasel-commonsense, s): new +" in tables.differences(found)
+    assert "cf-distill elimination − direct" in tables.differences(found)
     cells = tables.table1(measured(answers + votes), found).set_index("method")["new"]
     assert ["*" in cells[name] for name in ("ft-cot", "cf-distill")] == [True, False]
 
@@ -172,7 +194,7 @@ def test_scorings_are_compared_with_the_main_one_of_their_method():
 def test_settings_in_columns_are_kept_apart_in_one_family():
     one, other = (tidy(simulate(["cf-distill", "ft-cot"], seed=s)) for s in (1, 2))
     both = pd.concat([one.assign(rate=0.9), other.assign(rate=0.5)])
-    found, pairs = metrics.metrics_table(both), metrics.comparisons_table(both, 200)
+    found, pairs = metrics.metrics_table(both), metrics.comparisons_table(both)
     assert list(found.columns) == ["rate", *metrics.METRIC_COLUMNS]
     assert found[found.rate == 0.5].drop(columns="rate").equals(metrics.metrics_table(other))
     assert list(pairs.rate) == [0.5, 0.9]
@@ -222,7 +244,7 @@ def test_what_columns_tell_may_differ(tmp_path):
     ft, science = simulate(["ft"]), simulate(["ft"], dataset="weasel-science")
     found, comparisons = gathered(
         save(tmp_path / "a", ft, content={"rewrites": "1a", "student": "2b"}, data_root="x"),
-        save(tmp_path / "b", simulate(["ft-cot"]), methods=["ft-cot"], bootstrap_samples=500),
+        save(tmp_path / "b", simulate(["ft-cot"]), methods=["ft-cot"], audit_questions=5),
         save(tmp_path / "c", science, content={"rewrites": "3c"}, train_dataset="weasel-science"),
         save(tmp_path / "d", ft, student="model-5e6f7a8b", content={"student": "9d"}),
     )
@@ -250,6 +272,9 @@ def test_pooling_refuses_what_contradicts_or_is_damaged(tmp_path):
         metrics.pool([folder, other])
     with pytest.raises(StageError, match=r"predictions\.csv is missing"):
         metrics.pool([tmp_path])
+    metrics.write_csv(measured(simulate(["ft"])).drop(columns="lure_low"), folder / "metrics.csv")
+    with pytest.raises(StageError, match=r"metrics\.csv lacks lure_low: an older version made it"):
+        metrics.read_csv(folder, "metrics.csv")
     unclear = [("manifest.json", text, "does not tell what") for text in ("", "[]", '{"params": 1}')]
     for file, text, said in (*unclear, ("predictions.csv", "", "no valid table")):
         (folder / file).write_text(text)
@@ -257,19 +282,33 @@ def test_pooling_refuses_what_contradicts_or_is_damaged(tmp_path):
             metrics.pool([folder])
 
 
-def test_over_seeds_uses_how_much_seeds_agree():
+def test_means_over_seeds_have_an_interval_over_scenes_and_seeds():
     seeds = [simulate(["ft"], seed=s) for s in range(3)]
     found = metrics.metrics_table(pd.concat([tidy(p, s) for s, p in enumerate(seeds)]))
-    assert list(found.columns) == [*metrics.METRIC_COLUMNS, "seed_agreement"]
-    answers = np.array([right(p, "ft") for p in seeds])
-    assert list(found.seed_agreement) == pytest.approx([stats.agreement(answers)] * 3)
+    assert list(found.columns) == [*metrics.METRIC_COLUMNS, *metrics.OVER_SEEDS]
     row = metrics.over_seeds(found).iloc[0]
-    expected = stats.accuracy_over_seeds(answers.mean(axis=1), 40, stats.agreement(answers))
-    values = row[["seeds", "n", "accuracy", "ci_low", "ci_high"]]
-    assert list(values) == pytest.approx([3, 40, answers.mean(), *expected])
-    unknown = metrics.over_seeds(found[metrics.METRIC_COLUMNS]).iloc[0]
-    assert unknown.ci_low < row.ci_low < row.ci_high < unknown.ci_high
+    expected = stats.share([right(p, "ft") for p in seeds], range(40))
+    assert list(row[["seeds", "n", "accuracy", "ci_low", "ci_high"]]) == pytest.approx([3, 40, *expected])
     one = measured(seeds[0])
     assert metrics.over_seeds(one).drop(columns="seeds").equals(one.drop(columns="seed"))
     others = [tidy(simulate(["ft"], n), n) for n in (20, 30)]  # answered other questions
-    assert metrics.metrics_table(pd.concat(others)).seed_agreement.isna().all()
+    assert metrics.metrics_table(pd.concat(others))[metrics.OVER_SEEDS].isna().all(axis=None)
+
+
+SHOWN = Question("a", "own", "train", "The cook rang. Who?", ("Anna", "Bob"), 0, scene="s1", cue="the cook")
+
+
+def test_every_question_has_the_first_step_that_is_new():
+    asked = {
+        "cue": replace(SHOWN, id="1", stem="It was the cook. Who was it?"),
+        "answer": replace(SHOWN, id="2", stem="A chef?", cue="chef", options=("Bob", "anna"), answer=1),
+        "cause": replace(SHOWN, id="3", stem="The pilot rang. Who?", cue="the pilot", answer=1),
+        "scene": replace(SHOWN, id="4", scene="s2"),
+        "format": replace(SHOWN, id="5", dataset="other"),
+        "": replace(SHOWN, id="6", scene="", cue=""),
+    }
+    found = novelty(asked.values(), [SHOWN, replace(SHOWN, id="b", scene="s3")])
+    assert [found[q.dataset, q.id] for q in asked.values()] == list(asked)
+    assert tuple(asked)[:-1] == STEPS
+    rewritten = replace(SHOWN, id="cf", answer=1)  # the same words: a cue counts only with its own answer
+    assert novelty([replace(SHOWN, id="1")], [rewritten])["own", "1"] == "cause"

@@ -6,9 +6,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from studies import write_rows, write_user_files
+from studies import write_user_files
 
-from cfdistill import data, pipeline, store
+from cfdistill import pipeline, store
 from cfdistill.data import weasel
 from cfdistill.errors import DataError, StageError, TrainingError
 from cfdistill.student import models
@@ -49,13 +49,9 @@ def replace_word(path, old, new):
 
 def test_further_questions_are_as_many_as_the_rewrites_and_base_is_not_trained(small_params):
     methods = ["base", "multi-view-more", "ft-cot-balanced", "cf-distill"]
-    sizes = {
-        "train_scenes": 12,
-        "train_questions": 10,
-        "validation_questions": 4,
-        "test_datasets": ["weasel-commonsense"],
-    }
-    params = small_params.model_copy(update={"methods": methods, "max_steps": 1, **sizes})
+    sizes = {"train_scenes": 12, "train_questions": 10, "validation_questions": 4, "max_steps": 1}
+    sizes |= {"methods": methods, "test_datasets": ["weasel-commonsense"]}
+    params = small_params.model_copy(update=sizes)
     for name in ("data", "counterfactuals", "rationales"):
         for part in pipeline.parts(name, params):
             pipeline.build(name, params, **part)
@@ -64,17 +60,16 @@ def test_further_questions_are_as_many_as_the_rewrites_and_base_is_not_trained(s
     assert more[: len(own)] == own
     assert len(more) == len(own) + len(kept) > len(own)
     assert {q.id for q in balanced} - {q.id for q in own}
+    assert pipeline.planned_steps("ft-cot-balanced", params) == pipeline.planned_steps("cf-distill", params)
     explained = {r.question_id for r in pipeline.rationales(params, "multi-view-more")}
     assert explained <= {q.id for q in more}
     assert len(pipeline.examples("multi-view-more", params)) > 2 * len(own)
-    assert pipeline.planned_steps("ft-cot-balanced", params) == pipeline.planned_steps("cf-distill", params)
     assert [part["method"] for part in pipeline.parts("training", params)] == methods[1:]
     pipeline.build("evaluation", params, method="base", dataset="weasel-commonsense")
     steps = pipeline.steps(params)
     assert {step for (_, _), step in steps.items()} <= {"cue", "answer", "cause", "scene"}
-    assert len(steps) == sum(
-        len(pipeline.questions("weasel-commonsense", s, params)) for s in weasel.TEST_SPLITS
-    )
+    tested = [pipeline.questions("weasel-commonsense", split, params) for split in weasel.TEST_SPLITS]
+    assert len(steps) == sum(map(len, tested))
 
 
 @pytest.mark.parametrize(
@@ -86,9 +81,7 @@ def test_further_questions_are_as_many_as_the_rewrites_and_base_is_not_trained(s
         ("student/model.safetensors", b"\0\0", "ft-cot"),
     ],
 )
-def test_a_word_of_a_file_edited_in_place_changes_what_reads_it(
-    small_params, tmp_path, file, word, first_changed
-):
+def test_a_word_edited_in_place_changes_what_reads_it(small_params, tmp_path, file, word, first_changed):
     params = user_study(small_params, tmp_path)
     before = keys(params)
     replace_word(tmp_path / file, word, word[::-1] if word.isalpha() else b"\0\1")
@@ -98,35 +91,20 @@ def test_a_word_of_a_file_edited_in_place_changes_what_reads_it(
     assert "ft-cot" in changed
 
 
-@pytest.mark.parametrize("task", ["mask", "reason", "negative"])
-def test_an_edited_prompt_remakes_the_stages_that_send_it(small_params, monkeypatch, task):
+def test_an_edited_prompt_or_scene_bank_remakes_what_it_reaches(small_params, tmp_path, monkeypatch):
     before, load = keys(small_params), prompts.load
-
-    def edited(name):
-        (role, text), *rest = load(name)
-        return ((role, f"{text} "), *rest) if name == task else load(name)
-
-    monkeypatch.setattr(prompts, "load", edited)
-    name = "rationales []" if task == "negative" else "counterfactuals []"
-    assert keys(small_params)[name] != before[name]
-
-
-def test_an_edited_scene_bank_remakes_the_questions(small_params, tmp_path, monkeypatch):
-    before, bank = keys(small_params), shutil.copytree(weasel.BANK, tmp_path / "bank")
+    stages = {"mask": "counterfactuals []", "reason": "counterfactuals []", "negative": "rationales []"}
+    for task, stage in stages.items():
+        (role, text), *rest = load(task)
+        edited = {task: ((role, f"{text} "), *rest)}
+        with monkeypatch.context() as patch:
+            patch.setattr(prompts, "load", lambda name, edited=edited: edited.get(name) or load(name))
+            assert keys(small_params)[stage] != before[stage]
+    bank = shutil.copytree(weasel.BANK, tmp_path / "bank")
     monkeypatch.setattr(weasel, "BANK", bank)
     replace_word(bank / "commonsense.jsonl", b"?", b"??")
     after = keys(small_params)
     assert {name for name in before if before[name] == after[name]} == {"data ['weasel-science']"}
-
-
-def test_answers_changed_in_the_cache_are_never_mixed_with_stages_made_before(small_params):
-    keys(small_params)
-    cache = Path(small_params.run_root) / "teacher" / "cache.sqlite"
-    with closing(sqlite3.connect(cache)) as db, db:
-        key, response = db.execute("SELECT key, response FROM answers WHERE task = 'fill'").fetchone()
-        db.execute("UPDATE answers SET response = ? WHERE key = ?", (f"{response} ", key))
-    with pytest.raises(StageError, match=r"was made from other answers .*\(1 differ\)"):
-        pipeline.build("counterfactuals", small_params)
 
 
 def test_two_studies_that_differ_in_places_only_share_all(small_params, tmp_path):
@@ -176,13 +154,6 @@ def test_a_test_set_that_was_trained_on_is_refused(small_params, tmp_path):
         pipeline.overlap("user", params)
 
 
-def test_data_that_is_only_tested_on_needs_no_training_file(small_params, tmp_path):
-    write_rows(tmp_path / "user", "test", 3)
-    params = small_params.model_copy(update={"test_datasets": ["user"], "data_root": str(tmp_path)})
-    made = pipeline.build("data", params, dataset="user")
-    assert len(made.read("questions.test.jsonl", data.Question)) == 3
-
-
 def test_controls_learn_from_their_own_rewrites_in_as_many_steps(small_params):
     methods = ["ft-cot", "ft-cot-long", "cf-unfiltered", "cf-random-mask", "cf-distill"]
     params = small_params.model_copy(update={"methods": methods, "teacher_noise": 0.4})
@@ -213,3 +184,13 @@ def test_rewrites_are_explained_and_a_study_without_any_says_so(small_params):
     assert pipeline.examples("ft-cot", strict)
     with pytest.raises(TrainingError, match="no counterfactuals"):
         pipeline.examples("cf-distill", strict)
+
+
+def test_answers_changed_in_the_cache_are_never_mixed_with_stages_made_before(small_params):
+    keys(small_params)
+    cache = Path(small_params.run_root) / "teacher" / "cache.sqlite"
+    with closing(sqlite3.connect(cache)) as db, db:
+        key, response = db.execute("SELECT key, response FROM answers WHERE task = 'fill'").fetchone()
+        db.execute("UPDATE answers SET response = ? WHERE key = ?", (f"{response} ", key))
+    with pytest.raises(StageError, match=r"was made from other answers .*\(1 differ\)"):
+        pipeline.build("counterfactuals", small_params)

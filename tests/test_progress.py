@@ -1,7 +1,8 @@
-from cfdistill.progress import Progress
+from cfdistill.progress import PAUSE, Progress
 
 
 def test_every_tenth_is_told_with_the_time_left(capsys, monkeypatch):
+    monkeypatch.delenv(PAUSE, raising=False)
     clock = iter(range(0, 1000, 2))
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     progress = Progress(50, "step")
@@ -18,3 +19,15 @@ def test_every_tenth_is_told_with_the_time_left(capsys, monkeypatch):
     monkeypatch.undo()
     Progress(4, "").advance(4)
     assert capsys.readouterr().err == ""
+
+
+def test_in_a_file_there_is_at_most_a_line_a_minute(capsys, monkeypatch):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    monkeypatch.setenv(PAUSE, "60")
+    progress = Progress(20, "step")
+    for _ in range(20):
+        progress.advance(1)
+    assert [line.split(" ·")[0] for line in capsys.readouterr().err.splitlines()] == [
+        *("step 6/20", "step 12/20", "step 18/20"),
+    ]

@@ -1,3 +1,5 @@
+import re
+
 import pandas as pd
 import pytest
 
@@ -19,6 +21,7 @@ def table():
     rows = rows.melt(["id", "split", "parsed"], PAIR, "method", "outcome", ignore_index=False)
     rows = rows.sort_index(kind="stable")
     facts = {"options": "yes & no\nno", "gold": 0, "stereotype": 1, "text": "<script>", "reason": "…"}
+    facts |= {"dataset": "d", "cue": "I>", "view": ""}
     return rows.assign(stem="<i>" + rows["id"] + "</i>?", **facts)
 
 
@@ -32,20 +35,32 @@ def test_pick_takes_the_first_that_fit(table):
 def test_one_method_alone_has_its_stories_too(table):
     alone = table[table["method"] == "cf-distill"]
     assert list(stories.pick(alone, ("lured", "other"), 1)["id"]) == ["b"]  # by what is wanted of the last
-    assert stories.side_by_side(alone[:1]).count("<td") == 2
-    assert "shift: cf-distill right (4)" in stories.browse(alone)
+    assert stories.side_by_side(alone[:1]).count('<div dir="auto"') == 1
 
 
-def test_browse_sorts_by_outcome_and_escapes_everything(table):
-    html = stories.browse(table)
-    assert html.count("<details>") == 5
-    groups = "<summary>shift: ft-cot lured, cf-distill right (2)</summary>"
-    assert all(part in html for part in (groups, "&lt;i&gt;a&lt;/i&gt;?", "<b>yes &amp; no</b>; <i>no</i>"))
+def test_questions_are_shown_with_all_answers_and_everything_escaped(table):
+    html = stories.side_by_side(table)
+    assert html.count("<article ") == 6
     assert "<script>" not in html
+    assert "<fieldset>" not in html
+    parts = ("&lt;<mark>i&gt;</mark>a&lt;/i&gt;?", "<b>yes &amp; no</b>; <i>no</i>", 'id="d-shift-c"')
+    assert [part for part in parts if part not in html] == []
     real = table.assign(stereotype=pd.array([pd.NA] * len(table), dtype="Int64"))  # none is known
-    assert "<b>yes &amp; no</b>; <span>no</span>" in stories.browse(real)
-    html = stories.side_by_side(table[:2].assign(text=["it is <b>hot</b>", "it is cold"]))
-    assert "it is &lt;b&gt;hot&lt;/b&gt;</td>" in html
+    assert "<b>yes &amp; no</b>; no</p>" in stories.side_by_side(real)
+
+
+def test_filters_name_every_outcome_with_its_count_and_hide_by_style_alone(table):
+    more = table[:1].assign(view="elimination", outcome="other")
+    html = stories.side_by_side(pd.concat([table, more]), filters=True)
+    assert re.findall(r"> ((?:all|d|right|lured|other) .*?)</label>", html) == [
+        *("all (6)", "d id (2)", "d shift (4)"),
+        *("right (2)", "lured (3)", "other (1)", "right (5)", "lured (0)", "other (1)"),
+    ]
+    hidden = re.findall(r":has\(#only-([a-z-]+):checked\) article:not\(:has\(\.answer\.([a-z-]+)\)\)", html)
+    assert len(hidden) == 6
+    assert all(chosen == shown for chosen, shown in hidden)
+    assert html.count('answer ft-cot-lured"') == 3
+    assert "<b>ft-cot, elimination: other</b>" in html  # shown, not counted
 
 
 NEST = ("barn", "freezer", "nest\nbox")

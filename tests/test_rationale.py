@@ -112,10 +112,8 @@ def test_the_file_explains_the_positive_view_of_what_stands_in_it(tmp_path):
         ([published(0), "{\n"], r"rationales\.jsonl, line 2: no valid Published"),
         ([{"id": "q0", "rationale": "It is."}], "line 1: no valid Published .*predicted"),
         ([published(0) | {"predicted": 1}], "line 1: .*predicted: Input should be a valid string"),
-        ([published(0) | {"rationale": None}], "line 1: .*rationale: Input should be a valid string"),
         ([published(0), published(0)], "id q0 stands in it twice"),
         ([], r"explains no training question; dropped: \{'not in the file': 4\}"),
-        (["\0"], "line 1: no valid Published"),
     ],
 )
 def test_a_bad_file_of_rationales_is_one_sentence(tmp_path, rows, message):

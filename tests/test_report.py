@@ -4,6 +4,8 @@ import base64
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
 
 import browser
 import nbformat
@@ -19,6 +21,7 @@ from cfdistill.study import results, run, site
 
 OFFLINE = project_root() / "results" / "offline"
 COMMITTED = project_root() / "docs" / "site"
+LOOK = Path(__file__).with_name("look.js")
 HOSTILE = {
     "script": "<script>document.title = 'taken'</script></table></style><img src=x onerror=alert(1)>?",
     "remote": "<img src='https://example.org/a.png'><link rel=stylesheet href=//example.org/b.css>?",
@@ -38,16 +41,17 @@ def hostile_answers():
 
 
 @pytest.fixture
-def study(small_params):
+def study(small_params, monkeypatch):
     """A finished study: the committed results, and notebooks whose every cell shows something."""
     shutil.copytree(OFFLINE, results.folder(small_params))
     executed, table = run.executed_folder(small_params), hostile_answers()
     executed.mkdir(parents=True)
+    monkeypatch.setattr(results, "answers", lambda params: table)
     png = base64.b64encode((OFFLINE / "figures" / "cost.png").read_bytes()).decode()
     shown = [
-        *({"text/html": stories.browse(table) + stories.side_by_side(table)}, {"image/png": png}),
+        *({"text/html": stories.side_by_side(table)}, {"image/png": png}),
         {"application/javascript": "document.title = 'taken'", "text/plain": "<script>"},
-        {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "a bar"},
+        {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "a bar that is done"},
     ]
     state = {"state": {"a": {"model_module": "x", "model_name": "y"}}, "version_major": 2, "version_minor": 0}
     for name in run.select((), small_params):
@@ -70,7 +74,7 @@ def tags_of(text):
 
 def check_pages(folder):
     also = {path.parent.name for path in folder.glob("*/metrics.csv")}
-    assert {path.stem for path in folder.glob("*.html")} == {"index", *also, *run.NOTEBOOKS}
+    assert {path.stem for path in folder.glob("*.html")} == {"index", "answers", *also, *run.NOTEBOOKS}
     for path in folder.glob("*.html"):
         text = path.read_text(encoding="utf-8")
         names = [name for name, _ in tags_of(text)]
@@ -85,6 +89,10 @@ def check_pages(folder):
             outside = ("data:image/",) if name == "img" else ("#", "https://")
             for target in filter(None, (given.get("src"), given.get("href"))):
                 assert target.startswith(outside) or (folder / target).is_file(), target
+                if target.startswith("#"):
+                    assert {f'id="{name}"' in text for name in (target[1:], unquote(target[1:]))} != {False}
+        read = re.sub(r"(?s)<(pre|code|article|style)\b.*?</\1>|<[^>]*>", "", text)
+        assert not re.search(r"\$[^$\n]*[_^\\{][^$\n]*\$", read), "a formula is not rendered"
         assert "\0" not in text
         assert not re.search("/tmp/|/home/|/root/", re.sub("run_root.*|results_root.*", "", text))
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 5_000_000
@@ -106,10 +114,21 @@ def test_site_holds_all_pages_and_nothing_from_outside_and_is_the_same_bytes_aga
     check_numbers(folder / "index.html", OFFLINE)
     check_numbers(folder / "offline_control.html", control)
     page = (folder / "06_qualitative_analysis.html").read_text(encoding="utf-8")
-    parts = ["100 %", "&lt;script&gt;document.title", 'href="07_paper_figures.html"']
+    parts = ["100 %", "&lt;script&gt;document.title", 'href="07_paper_figures.html"', "<summary>Imports</"]
     parts += ["<summary>All parameters of this run</", '<span class="n">seed</', 'alt="Figure of the section']
+    parts += [
+        "<summary>What must hold</",
+        'href="06_qualitative_analysis.ipynb"',
+        'aria-current="page">6</a>',
+    ]
     assert [part for part in parts if part not in page] == []
-    assert "1 %\r" not in page
+    assert [part for part in ("1 %\r", "a bar that is done") if part in page] == []
+    assert "<math " in (folder / "04_training.html").read_text(encoding="utf-8")
+    home = (folder / "index.html").read_text(encoding="utf-8")
+    assert home.index('href="01_data_preparation.html">1 ·') < home.index("figures/novelty.png")
+    assert "@inproceedings{feng2024counterfactual," in home
+    grids = (folder / "offline_control.html").read_text(encoding="utf-8")
+    assert "<strong>The default study with its control" in grids
     assert not list(folder.rglob("predictions.csv"))
     first = {path.name: path.read_bytes() for path in folder.rglob("*.*")}
     (folder / "left.html").write_text("of an older build, which the next one replaces")
@@ -130,7 +149,7 @@ def test_what_is_no_site_of_ours_is_left_alone(study, tmp_path):
 
 def test_site_needs_a_finished_study(study, tmp_path):
     folder = site.build(study, tmp_path / "site").parent
-    with pytest.raises(StageError, match=r"alt_texts.json is missing"):
+    with pytest.raises(StageError, match=r"captions.json is missing"):
         site.build(study, folder, [tmp_path])
     (run.executed_folder(study) / "05_evaluation.ipynb").unlink()
     with pytest.raises(StageError, match="has no executed notebook 05_evaluation; make it with"):
@@ -151,10 +170,20 @@ def test_committed_site_is_that_of_the_committed_results():
 
 @pytest.mark.slow
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="Chromium is not installed")
-def test_in_a_browser_nothing_is_asked_from_outside(study, tmp_path):
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser_nothing_is_asked_from_outside_cut_or_faint(study, tmp_path, width):
     folder = site.build(study, tmp_path / "site").parent
     with browser.tab() as tab:
+        tab.ask(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
+        )
         for path in sorted(folder.glob("*.html")):
             asked, said = tab.open(path)
             assert all(url.startswith((folder.as_uri(), "data:image/")) for url in asked)
             assert said == []  # no error, no blocked load
+            assert tab.value(LOOK.read_text()) == "", path
+        tab.open(folder / "answers.html")
+        counts = "[...document.querySelectorAll('article')].filter((e) => e.checkVisibility()).length"
+        assert tab.value(counts) == len(HOSTILE)
+        tab.value("document.getElementById('only-ft-cot-right').click()")  # and all of them were wrong
+        assert tab.value(counts) == 0

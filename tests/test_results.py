@@ -1,6 +1,7 @@
 """Committed results: every digit follows from the predictions, and every figure from small files alone."""
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -11,11 +12,12 @@ import pandas as pd
 import pytest
 
 from cfdistill import files, store
+from cfdistill.cli import main
 from cfdistill.errors import StageError
 from cfdistill.evaluate import metrics
 from cfdistill.params import Params
 from cfdistill.show import figures, tables
-from cfdistill.study import grid, results
+from cfdistill.study import grid, results, run
 
 ROOT = files.project_root()
 RESULTS = ROOT / "results"
@@ -41,8 +43,7 @@ def test_the_default_study_and_its_control_are_committed():
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
 def test_metrics_and_comparisons_follow_from_the_predictions(folder, tmp_path):
     predictions = metrics.read_csv(folder, "predictions.csv")
-    samples = results.read_manifest(folder)["params"]["bootstrap_samples"]
-    again = metrics.metrics_table(predictions), metrics.comparisons_table(predictions, samples)
+    again = metrics.metrics_table(predictions), metrics.comparisons_table(predictions)
     for name, table in zip(metrics.FILES, again, strict=False):
         metrics.write_csv(table, tmp_path / name)
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
@@ -61,7 +62,9 @@ def test_tables_of_grids_follow_from_the_cells(name, tmp_path):
 
 
 def test_tables_and_figures_follow_from_small_files_in_a_minute_without_torch(tmp_path):
-    ignored = shutil.ignore_patterns("*.pdf", "*.png", "table1*", "alt*", "predictions.csv", "weasel*")
+    ignored = shutil.ignore_patterns(
+        "*.pdf", "*.png", "*.tex", "table1*", "captions*", "predictions.csv", "weasel*"
+    )
     copies = [shutil.copytree(folder, tmp_path / folder.name, ignore=ignored) for folder in FOLDERS]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-c", WITHOUT_TORCH, *copies]
@@ -82,7 +85,7 @@ def check_drawn(again, committed):
         if Path(name).suffix in (".csv", ".md", ".tex", ".json"):
             assert (again / name).read_bytes() == (committed / name).read_bytes(), committed / name
     pictures = {Path(name).stem for name in names if name.endswith(".png")}
-    assert set(results.alt_texts(again.parent)) == pictures
+    assert set(results.read_captions(again.parent)) == pictures
     if (again.parent / "manifest.json").is_file():  # grids have none: their cells do
         assert {"headline", "fig5_ood"} <= pictures
         assert results.is_whole(again.parent)
@@ -91,10 +94,9 @@ def check_drawn(again, committed):
 def test_gathered_folders_are_drawn_together(tmp_path):
     """A second seed, made up from the first."""
     first, second = (shutil.copytree(RESULTS / "offline", tmp_path / name) for name in ("first", "second"))
-    changes = {"gather": [str(second)], "bootstrap_samples": 100}
     for seed, folder in enumerate((first, second)):
         manifest = results.read_manifest(folder)
-        manifest["params"] |= changes | {"seed": seed}
+        manifest["params"] |= {"gather": [str(second)], "seed": seed}
         (folder / "manifest.json").write_text(json.dumps(manifest))
         answers = metrics.read_csv(folder, "predictions.csv").query("split == 'shift'").assign(seed=seed)
         metrics.write_csv(answers, folder / "predictions.csv")
@@ -113,13 +115,48 @@ def some_tables(folder, change):
 
 def test_a_folder_of_tables_alone_is_drawn_and_one_without_is_refused(tmp_path):
     some_tables(tmp_path, lambda table: table)
-    assert results.draw(tmp_path) == ["headline", "fig5_ood"]
+    assert results.draw(tmp_path) == ["novelty", "headline", "fig5_ood"]
     assert not (tmp_path / "manifest.json").exists()
     measured, compared = (metrics.read_csv(tmp_path, name) for name in metrics.FILES[:2])
     shown = tables.to_markdown(measured, compared)
     assert shown in (tmp_path / "figures" / "table1.md").read_text()
-    with pytest.raises(StageError, match=r"metrics\.csv is missing"):
-        results.draw(tmp_path / "figures")
+    with pytest.raises(StageError, match=rf"nothing holds no results; {tmp_path.parent} has {tmp_path.name}"):
+        results.draw(tmp_path.parent / "nothing")
+
+
+def test_some_figures_are_drawn_elsewhere_and_the_results_stay_as_they_are(tmp_path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (RESULTS / "offline").rglob("*")}
+    words = ["--only", "fig5_ood,table1", "--width", "page", "--format", "svg", "--label", "ft-cot=FT-CoT"]
+    assert main(["figures", str(RESULTS / "offline"), *words, "--out", str(tmp_path)]) == 0
+    drawn = {f"fig5_ood.{end}" for end in ("svg", "csv", "tex")}
+    assert {path.name for path in tmp_path.iterdir()} == drawn | {"captions.json", "table1.md", "table1.tex"}
+    assert all("FT-CoT" in (tmp_path / name).read_text() for name in ("table1.tex", "captions.json"))
+    assert r"\begin{figure*}" in (tmp_path / "fig5_ood.tex").read_text()
+    assert {path: path.stat().st_mtime_ns for path in (RESULTS / "offline").rglob("*")} == before
+    assert main(["figures", str(RESULTS / "offline"), "--only", "spurious_sweep"]) == 1
+    assert "has no data for spurious_sweep; it has for novelty, headline" in capsys.readouterr().err
+
+
+def test_a_run_tells_how_long_what_is_left_took_the_last_time(small_params):
+    assert run._left(run.NOTEBOOKS, small_params) == ""
+    made = results.read_manifest(shutil.copytree(RESULTS / "offline", results.folder(small_params)))
+    told = run._left(run.NOTEBOOKS, small_params)
+    assert told == f"(this and the rest took {made['seconds'] / 60:.0f} minutes the last time)"
+    assert run._left(run.NOTEBOOKS[-1:], small_params).startswith("(this and the rest took 0 minutes")
+
+
+def test_list_tells_of_every_folder_what_differs_and_its_numbers(tmp_path, capsys):
+    made = shutil.copytree(RESULTS / "offline", tmp_path / "mine")
+    manifest = results.read_manifest(made)
+    manifest["params"] |= {"seed": 7}
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["list", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"mine  \d{4}-\d\d-\d\d  .*seed 7", told)
+    own = figures.own_splits(metrics.read_csv(made, "metrics.csv"), ["shift"]).set_index("method")["accuracy"]
+    assert f"    shift cf-distill {100 * own['cf-distill']:.1f} %" in told.splitlines()
+    assert main(["list", str(tmp_path / "mine")]) == 0
+    assert "holds no results" in capsys.readouterr().out
 
 
 def test_a_study_without_the_students_of_a_figure_has_a_sentence_in_its_place(tmp_path):
@@ -128,7 +165,7 @@ def test_a_study_without_the_students_of_a_figure_has_a_sentence_in_its_place(tm
     table = metrics.read_csv(tmp_path, "metrics.csv")
     figure = figures.fig6_architectures(table)
     assert "Not drawn: one student only" in results.keep(tmp_path, "fig6_architectures", figure, table).data
-    assert results.picture(tmp_path, "headline").alt.startswith("Accuracy")
+    assert "id shortcut holds cf-distill" in results.picture(tmp_path, "headline").alt
     assert "no results folder `spurious`" in results.picture(tmp_path / "spurious", "headline").data
 
 
@@ -154,7 +191,8 @@ def test_what_this_program_did_not_make_for_the_study_is_never_emptied(tmp_path,
     monkeypatch.setattr(results, "folder", lambda params: place)
     monkeypatch.setattr(results.pipeline, "find", lambda *_: store.Stage("metrics", {}, place))
     monkeypatch.setattr(results.pipeline, "audits", lambda _: pd.DataFrame())
-    for name, found in (("_steps", []), ("_origin", {}), ("_stories", {})):
+    monkeypatch.setattr(results.pipeline, "STAGES", {})
+    for name, found in (("_origin", {}), ("_stories", {})):
         monkeypatch.setattr(results, name, lambda *_, found=found: found)
     with pytest.raises(StageError, match=f"{profile} holds something else than results of {profile}"):
         results.collect(params)

@@ -8,30 +8,21 @@ from cfdistill import schema
 from cfdistill.errors import DataError
 from cfdistill.methods import METHODS
 from cfdistill.params import SCORINGS
-from cfdistill.schema import Counterfactual, Question, read_answer, read_jsonl, write_jsonl
+from cfdistill.schema import Question, read_answer, read_jsonl
 
 OPTIONS = ("barn", "freezer", "hen house")
 QUESTION = Question("q", "d", "train", "Where, [MASK] \u202e?", OPTIONS, 2, targets=(0,))
 AFTER = "Therefore, the answer is "
 
 
-def test_records_round_trip(tmp_path):
-    counterfactual = Counterfactual(QUESTION, "o", "Where, [MASK]?", votes=5, paths=5, edit_ratio=0.25)
-    assert write_jsonl(tmp_path / "a.jsonl", [counterfactual]) == 1
-    assert read_jsonl(tmp_path / "a.jsonl", Counterfactual) == [counterfactual]
-
-
-@pytest.mark.parametrize("line", ["{", "[]", '{"id": 1}', "null"])
-def test_bad_line_is_named(tmp_path, line):
-    (tmp_path / "a.jsonl").write_text(f"{json.dumps(QUESTION.to_json())}\n\n{line}\n")
-    with pytest.raises(DataError, match=r"a.jsonl, line 3: no valid Question"):
-        read_jsonl(tmp_path / "a.jsonl", Question)
-
-
-def test_byte_order_mark_blank_lines_and_windows_line_ends_are_no_rows(tmp_path):
-    row = json.dumps(QUESTION.to_json()).encode()
-    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + row + b"\r\n\r\n  \n" + row)
-    assert read_jsonl(tmp_path / "a.jsonl", Question) == [QUESTION] * 2
+@pytest.mark.parametrize("bad", ["{", "[]", '{"id": 1}', "null"])
+def test_byte_order_mark_blank_lines_and_windows_line_ends_are_no_rows(tmp_path, bad):
+    file, row = tmp_path / "a.jsonl", json.dumps(QUESTION.to_json()).encode()
+    file.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n\r\n  \n" + row)
+    assert read_jsonl(file, Question) == [QUESTION] * 2
+    file.write_bytes(file.read_bytes() + f"\n{bad}\n".encode())
+    with pytest.raises(DataError, match=r"a.jsonl, line 5: no valid Question"):
+        read_jsonl(file, Question)
 
 
 def test_prompt_is_question_options_strategy():

@@ -30,9 +30,15 @@ def folder(small_params, tmp_path):
     return tmp_path / "one" / "model"
 
 
-def test_tiny_random_is_small_and_the_same_at_every_load(small_params):
-    state = torch.get_rng_state()
+def test_tiny_random_is_small_and_the_same_at_every_load_on_no_more_threads_than_cores(
+    small_params, monkeypatch
+):
+    state, asked, cores = torch.get_rng_state(), [], iter([2, 8])
+    monkeypatch.setattr(models, "cores", lambda: next(cores))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
     one, two = (models.load(small_params) for _ in range(2))
+    assert asked == [2, 3]
     assert torch.equal(torch.get_rng_state(), state)
     assert 50_000 < one.model.num_parameters() < 200_000
     assert one.model.config.vocab_size == len(one.tokenizer)
@@ -43,21 +49,20 @@ def test_tiny_random_is_small_and_the_same_at_every_load(small_params):
 
 
 def test_a_saved_student_answers_as_before_but_pickled_weights_are_not_read(small_params, folder):
-    student, loaded = models.load(small_params), models.load_folder("tiny-random", folder)
+    student, loaded = models.load(small_params), models.load_folder(folder)
     torch.testing.assert_close(logits(loaded), logits(student), rtol=0, atol=0)
     assert loaded.tokenizer.eos_token_id == student.tokenizer.eos_token_id
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
+    refused = r"weights \(\*\.safetensors\); .* \(pickle files, .* not read"
     for use in (models.load, models.fingerprint, models.label):
-        with pytest.raises(
-            TrainingError, match=r"weights \(\*\.safetensors\); .* \(pickle files, .* not read"
-        ):
+        with pytest.raises(TrainingError, match=refused):
             use(of(small_params, folder))
 
 
 def test_weights_are_put_a_share_of_the_way_from_where_they_began(small_params, folder):
     began = dict(models.load(small_params).model.named_parameters())
-    trained = models.load_folder("tiny-random", folder)
+    trained = models.load_folder(folder)
     for weight in trained.model.parameters():
         weight.data += 2
     trained.save(folder)
@@ -125,16 +130,6 @@ def test_precision_goes_by_the_processors_features(small_params, tmp_path, monke
         assert models.precision(auto) == ("bf16" if can else "fp32")
 
 
-def test_no_more_threads_than_cores(small_params, monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    for cores in (2, 8):
-        monkeypatch.setattr(models, "cores", lambda cores=cores: cores)
-        models.load(small_params)
-    assert asked == [2, 3]
-
-
 def test_hub_students_are_pinned(small_params, monkeypatch):
     hub = {name: source for name, source in STUDENTS.items() if source}
     assert len(hub) == 10
@@ -151,7 +146,7 @@ def test_hub_students_are_pinned(small_params, monkeypatch):
         repository, revision = source.split("@")
         assert re.fullmatch(r"[0-9a-f]{40}", revision), name
         asked.clear()
-        assert models.load(of(small_params, name)).name == name
+        models.load(of(small_params, name))
         assert asked == [(repository, revision)] * 3
 
 

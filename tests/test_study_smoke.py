@@ -72,6 +72,11 @@ def test_second_run_recomputes_nothing_and_makes_again_what_was_lost(made):
     finish(start(made, only="04", **MORE))
     assert small_study.made(made) == hashes
     assert any(name.startswith(f"runs/{stage.place}/model/") for name in hashes)
+    # What took other seconds, and gave the same numbers, leaves every file of the results as it was.
+    folder = results.folder(params(made, **MORE))
+    files_before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    run.run(PROFILE, overrides(made, **MORE), ["07"], force=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files_before
 
 
 def test_plain_papermill_from_anywhere_finds_the_same_stages_and_has_results_of_its_own(made, tmp_path):

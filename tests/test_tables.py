@@ -1,5 +1,8 @@
+import re
+
 import pandas as pd
 import pytest
+from statsmodels.stats.proportion import proportion_confint
 
 from cfdistill.errors import DataError
 from cfdistill.evaluate import metrics as measures
@@ -8,11 +11,11 @@ from cfdistill.show import tables
 
 
 def metric(method, split, accuracy, dataset="weasel-commonsense", scoring=""):
-    low, high = measures.stats.proportion_interval(round(100 * accuracy), 100)
+    low, high = proportion_confint(round(100 * accuracy), 100, method="wilson")
     keys = ["weasel-commonsense", method, "smollm2-135m", 0, dataset, split, ""]
     keys.append(scoring or METHODS[method].scoring)
-    values = [100, accuracy, low, high, 0.25, 0.1, 0.0, 0.2]
-    return dict(zip(measures.METRIC_COLUMNS, [*keys, *values], strict=True))
+    known = zip(measures.METRIC_COLUMNS, [*keys, 100, accuracy, low, high, 0.25], strict=False)
+    return dict.fromkeys(measures.METRIC_COLUMNS, 0.0) | dict(known)  # lured: a quarter
 
 
 def comparison(other, split, delta, p, dataset="weasel-commonsense"):
@@ -38,8 +41,8 @@ def test_table1_by_hand(metrics, comparisons):
     table = tables.table1(metrics, comparisons, top="<{}>")
     assert list(table.columns) == ["method", "id", "shift", "OOD science"]
     assert table.to_numpy().tolist() == [
-        ["ft-cot", "<90.0 [82.6, 94.5]>", "30.0 [21.9, 39.6]*", "<25.0 [17.5, 34.3]>"],
-        ["cf-distill", "<90.0 [82.6, 94.5]>", "<61.0 [51.2, 70.0]>", "–"],
+        ["ft-cot", "<90.0> [82.6, 94.5]", "30.0* [21.9, 39.6]", "<25.0> [17.5, 34.3]"],
+        ["cf-distill", "<90.0> [82.6, 94.5]", "<61.0> [51.2, 70.0]", "–"],
     ]
     with pytest.raises(DataError, match="no metrics"):
         tables.table1(metrics[:0], comparisons)
@@ -52,10 +55,12 @@ def test_table1_tells_training_sets_apart_and_stars_what_differs(metrics, compar
     table = tables.table1(pd.concat([metrics, science]), comparisons)
     assert list(table) == ["train_dataset", "method", "id", "shift", "OOD science", "OOD commonsense"]
     assert list(table["OOD commonsense"]) == ["–", "–", "25.0 [17.5, 34.3]", "–"]
-    assert table["shift"].str.endswith("*").sum() == 1  # the comparison was on the other training set
+    assert (
+        table["shift"].str.contains("*", regex=False).sum() == 1
+    )  # the comparison was on the other training set
     several = comparisons.assign(seeds=3, p_holm=[0.001, 0.9])
     marked = tables.table1(metrics, several).set_index("method").loc["ft-cot"]
-    assert (marked["id"][-1], marked["shift"][-1]) == ("]", "*")  # [-10, +10] and [+21, +41] points
+    assert ("*" in marked["id"], "*" in marked["shift"]) == (False, True)  # [-10, +10] and [+21, +41] points
     assert f"differs from cf-distill ({measures.star_note(several)})." in tables.caption(metrics, several)
 
 
@@ -75,24 +80,64 @@ def test_seeds_are_averaged_and_counted(metrics, comparisons):
 
 def test_written_tables(metrics, comparisons, tmp_path):
     named = metrics.assign(student="my_student")
-    tables.write_tables(tmp_path / "figures", named, comparisons.assign(student="my_student"))
-    markdown, latex = ((tmp_path / f"figures/table1.{end}").read_text() for end in ("md", "tex"))
-    shown = (r"| 30.0 [21.9, 39.6]\*", r"| **61.0 [51.2, 70.0]** ", r" \*: differs from cf-distill")
+    tables.write_tables(tmp_path, named, comparisons.assign(student="my_student"), "mine", {"ft-cot": "A_B"})
+    markdown, latex = ((tmp_path / f"table1.{end}").read_text() for end in ("md", "tex"))
+    shown = (r"| 30.0\* [21.9, 39.6] ", r"| **61.0** [51.2, 70.0] ", r" \*: differs from cf-distill")
     for part in ("| method ", *shown):
         assert part in markdown
-    ours = r"cf-distill & \textbf{90.0 [82.6, 94.5]} & \textbf{61.0 [51.2, 70.0]} & -- \\"
-    for part in (ours, r"Accuracy in \% with", r"student my\_student", "30.0 [21.9, 39.6]$^{*}$"):
-        assert part in latex
-    assert latex.count("{") == latex.count("}")
+    stacked = r"\shortstack{\textbf{61.0} \\ {\scriptsize [51.2, 70.0]}} & -- \\"
+    parts = (
+        stacked,
+        r"Accuracy in \% with",
+        r"student my\_student",
+        r"$p<0.05$",
+        r"\label{tab:mine}",
+        r"A\_B & ",
+    )
+    assert [part for part in parts if part not in latex] == []
+    check_latex(latex)
+
+
+def check_latex(text):
+    """Check without a TeX engine that commands are known, groups closed, and rows of equal length."""
+    body = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("%"))
+    assert text.startswith("% needs \\usepackage{booktabs}")
+    core = "begin|end|caption|label|centering|small|setlength|tabcolsep|shortstack|scriptsize|textbf"
+    assert re.sub(rf"\\(?:{core}|toprule|midrule|bottomrule)\b", "", body).count("\\") == len(
+        re.findall(r"\\[^a-zA-Z]", body)
+    ) + body.count("\\\\")
+    opened = []
+    for kind, name in re.findall(r"\\(begin|end)\{([a-z*]+)\}", body):
+        assert kind == "begin" or opened.pop() == name
+        opened += [name] * (kind == "begin")
+    assert opened == []
+    plain = re.sub(r"\\[{}%&_#$]", "", body)
+    assert plain.count("{") == plain.count("}")
+    assert plain.count("$") % 2 == 0
+    assert body.isascii()
+    columns = len(re.search(r"\\begin\{tabular\}\{([lr]+)\}", body)[1])
+    rows = re.split(r" \\\\\n", body.split("\\toprule\n")[1].split("\\bottomrule")[0])
+    assert {row.replace(r"\&", "").count("&") + 1 for row in rows[:-1]} == {columns}
 
 
 def test_differences_hold_for_either_outcome(metrics, comparisons):
     worse = pd.DataFrame([comparison("ft", "new", -0.055, 0.0432, "weasel-science")])
-    assert tables.differences(pd.concat([comparisons, worse])).splitlines() == [
-        "- cf-distill minus ft-cot (weasel-commonsense, smollm2-135m): id +0.0 [-10.0, +10.0], p = 1.000; "
-        "shift +31.0 [+21.0, +41.0], p < 0.001.",
-        "- cf-distill minus ft (weasel-commonsense, smollm2-135m): OOD science -5.5 [-15.5, +4.5], "
-        "p = 0.043.",
+    _, _, *lines = tables.differences(pd.concat([comparisons, worse], ignore_index=True)).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells == [
+        ["cf-distill − ft-cot", "id", "100", "+0.0 [-10.0, +10.0]", "1.000"],
+        ["cf-distill − ft-cot", "shift", "100", "+31.0 [+21.0, +41.0]", "< 0.001"],
+        ["cf-distill − ft", "OOD science", "100", "-5.5 [-15.5, +4.5]", "0.043"],
     ]
-    swept = comparisons[:1].assign(spurious_rate=0.5)
-    assert "(weasel-commonsense, smollm2-135m, spurious_rate 0.5): id" in tables.differences(swept)
+    swept = pd.concat([comparisons[:1].assign(spurious_rate=rate) for rate in (0.5, 0.9)], ignore_index=True)
+    assert "| 0.9             | cf-distill − ft-cot | id " in tables.differences(swept)
+
+
+def test_gain_is_bias_removed_plus_cue_read(metrics):
+    rows = tables.reads_or_remembers(metrics.assign(lure_rate=[0.1, 0.5, 0.5, 0.3, 0.1, 0.2, 0.2]))
+    (row,) = rows.to_dict("records")  # shift: 0.5 · 0.6 against 0.8 · 0.7625
+    assert row == {"method": "ft-cot", "test": "shift", "n": 100, "gain": 31.0} | {
+        "bias removed": pytest.approx(100 * 0.3 * (0.6 + 0.7625) / 2, abs=0.05),
+        "cue read": pytest.approx(100 * (0.7625 - 0.6) * (0.5 + 0.8) / 2, abs=0.05),
+    }
+    assert tables.reads_or_remembers(metrics.assign(n=19)).empty

@@ -10,11 +10,12 @@ import httpx2
 import pytest
 from loopback import completion, some_prompts
 
-from cfdistill import data
-from cfdistill.errors import ParamsError, TeacherError
+from cfdistill import pipeline
+from cfdistill.errors import TeacherError
 from cfdistill.generate import counterfactual, rationale
-from cfdistill.generate.missing import collect
 from cfdistill.params import Params
+from cfdistill.schema import Counterfactual
+from cfdistill.study import missing
 from cfdistill.teacher import Teacher, batch, budget, cache_path, offline
 from cfdistill.teacher.batch import export_cache, import_cache
 from cfdistill.teacher.cache import Answer, Cache
@@ -36,29 +37,24 @@ ENGINE, (MASK,) = Clumsy(0.1, seed=0), some_prompts(1, "mask")
 @pytest.fixture
 def batched(small_params, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    given = {"teacher": "live", "teacher_model": "some-model", "teacher_batch": True}
-    return small_params.model_copy(update=given)
-
-
-def material(params):
-    return tuple(data.load(params.train_dataset, split, params) for split in ("train", "validation"))
+    return small_params.model_copy(update={"teacher": "live", "teacher_model": "some-model"})
 
 
 def made(params, handler=None):
+    originals, held_out = pipeline.originals_and_held_out(params)
     with Teacher(params, handler) as teacher:
-        candidates = counterfactual.make(params, teacher, *material(params))
+        candidates = counterfactual.make(params, teacher, originals, held_out)
         kept = [c.question() for c in candidates if not c.reason]
-        explained = rationale.views([*material(params)[0], *kept], teacher)
-        return candidates, explained, teacher.usage.requests
+        return candidates, rationale.views([*originals, *kept], teacher)
 
 
 def export(params, target):
-    with collect(params, *material(params)) as teacher:
+    with missing.collect(params) as teacher:
         return batch.write_requests(teacher, teacher.missing, target)[0]
 
 
 def load(params, source):
-    with collect(params, *material(params)) as teacher:
+    with missing.collect(params) as teacher:
         return batch.import_results(teacher, teacher.missing, source)
 
 
@@ -85,10 +81,10 @@ def test_rounds_of_export_and_import_end_where_a_direct_run_does(batched, tmp_pa
     requests, results = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
     asked, tasks = Counter(), []
     while written := export(batched, requests):
-        with pytest.raises(TeacherError, match=r"^\d+ answers are missing in .*; export, run, import, rerun"):
+        with pytest.raises(TeacherError, match=r"needs a key .* answers are there and kept, \d+ are missing"):
             made(batched)
         exported = rows(requests)
-        with collect(batched, *material(batched)) as teacher:  # what a direct call would send
+        with missing.collect(batched) as teacher:  # what a direct call would send
             bodies = {key: prompt.request(teacher.model) for key, prompt in teacher.missing.items()}
         assert {row["custom_id"]: row["body"] for row in exported} == bodies
         assert {(row["method"], row["url"]) for row in exported} == {("POST", "/v1/chat/completions")}
@@ -100,9 +96,12 @@ def test_rounds_of_export_and_import_end_where_a_direct_run_does(batched, tmp_pa
     assert {"mask", "fill", "positive"} <= tasks[1].keys()  # second attempts beside what comes next
     assert 4 <= len(tasks) <= 8
     assert set(asked.values()) == {1}  # no answer was bought twice
-    direct = batched.model_copy(update={"teacher": "offline", "teacher_batch": False})
-    assert made(batched)[:2] == made(direct, ENGINE)[:2]
+    assert made(batched) == made(batched.model_copy(update={"teacher": "offline"}), ENGINE)
     assert requests.read_bytes() == b""
+    more = batched.model_copy(update={"methods": ["multi-view-more", "cf-distill"]})
+    assert export(more, requests) == {}  # how many more questions it has, follows from the rewrites
+    wanted = len(pipeline.build("counterfactuals", more).read("counterfactuals.train.jsonl", Counterfactual))
+    assert export(more, requests) == {"positive": wanted, "negative": wanted}
 
 
 def test_failed_and_unknown_rows_are_counted_and_failed_ones_are_asked_again(batched, tmp_path):
@@ -134,9 +133,8 @@ def test_result_files_are_read_as_endpoints_write_and_people_join_them(batched, 
         (tmp_path / "r.jsonl").write_text(f"{lines[0]}\n{bad}")
         with pytest.raises(TeacherError, match=r"jsonl, line 2: .* should hold results of a batch; nothing"):
             load(batched, tmp_path / "r.jsonl")
-    (tmp_path / "r.jsonl").write_bytes(
-        f"\ufeff{crlf}\n\n \n{joined}\n\n\ufeff{lines[-1]}".encode()
-    )  # the last line without a newline
+    whole = f"\ufeff{crlf}\n\n \n{joined}\n\n\ufeff{lines[-1]}"  # the last line without a newline
+    (tmp_path / "r.jsonl").write_bytes(whole.encode())
     assert load(batched, tmp_path / "r.jsonl") == (Counter(new=35, known=0, failed=1, unknown=0), "expired")
 
 
@@ -147,17 +145,15 @@ def test_what_does_not_fit_into_one_file_is_left_for_the_next(batched, tmp_path,
     load(batched, write(tmp_path / "r.jsonl", answered(file)))
     monkeypatch.setattr(batch, "MAX_BYTES", len(file.read_bytes()) // 10)
     assert 0 < export(batched, file).total() < 10
-    with collect(batched, *material(batched)) as teacher:
-        written, tokens = batch.write_requests(teacher, teacher.missing, file, max_requests=1)
-        assert tokens == sum(next(iter(teacher.missing.values())).estimate())
-        assert batch.write_requests(teacher, teacher.missing, file, max_tokens=tokens) == (written, tokens)
-        assert written.total() == 1
+    with missing.collect(batched) as teacher:
+        tokens = sum(next(iter(teacher.missing.values())).estimate())
+        written, estimated = batch.write_requests(teacher, teacher.missing, file, max_tokens=tokens)
+        assert (written.total(), estimated) == (1, tokens)
+        assert batch.write_requests(teacher, teacher.missing, file, max_requests=2)[0].total() == 2
     assert file.stat().st_size <= batch.MAX_BYTES
 
 
 def test_batches_need_a_live_teacher(batched, tmp_path):
-    with pytest.raises(ParamsError, match="teacher_batch: needs teacher: live, not offline"):
-        Params.build({"teacher_batch": True})
     with pytest.raises(TeacherError, match="a batch needs teacher: live, not offline"):
         export(batched.model_copy(update={"teacher": "offline"}), tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
@@ -214,10 +210,8 @@ def line(number, **changes):
     ("bad", "message"),
     [
         ("{", "Expecting property name"),
-        ("[]", "needs schema_version 1"),
         (line(2, schema_version=2), "needs schema_version 1"),
         (line(2, key="short"), "key: String should match pattern"),
-        (line(2, task=None), "task: Input should be a valid string"),
         (line(2, task="\ud800"), "Invalid JSON"),
         (line(2, prompt_tokens=-1), "prompt_tokens: Input should be greater than or equal to 0"),
         (line(2, prompt_tokens=2**63), "prompt_tokens: Input should be less than"),

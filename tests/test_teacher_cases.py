@@ -130,9 +130,7 @@ def test_a_study_completes_with_an_endpoint_that_has_every_oddity(small_params, 
         answers = list(cache.answers())
     assert sum('"dropped"' not in answer.response for answer in answers) == zoo.paid.total()
     assert all(a.prompt_tokens and a.completion_tokens for a in answers if '"dropped"' not in a.response)
-    funnel, ledger = (
-        stage.path / name for stage, name in zip(stages, ("funnel.csv", "ledger.csv"), strict=True)
-    )
+    funnel, ledger = stages[0].path / "funnel.csv", stages[1].path / "ledger.csv"
     questions = {q.id: q for q in pipeline.questions(params.train_dataset, "train", params)}
     questions |= {c.question.id: c.question for c in pipeline.rewrites(params)}
     for row in pd.read_csv(ledger).fillna("").itertuples():

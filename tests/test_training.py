@@ -1,5 +1,6 @@
 import itertools
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import torch
 from studies import counterfactual_of, rationales_of
 
 from cfdistill.errors import StageError, TrainingError
-from cfdistill.schema import DIRECT, ELIMINATION, Question
+from cfdistill.schema import DIRECT, ELIMINATION, Example, Question
 from cfdistill.student import lower, models, train
+from cfdistill.student.decode import generate
 from cfdistill.student.examples import count_steps, example_weight, make_examples
-from cfdistill.student.loss import target_loss
-from cfdistill.student.packing import collate
+from cfdistill.student.loss import supervised_view, target_loss, token_html, token_weights
+from cfdistill.student.packing import IGNORED, Pair, by_length, collate, encode, pack, tokenize
 from cfdistill.student.train import StudentTrainer, pack_examples
 
 
@@ -125,31 +127,6 @@ def test_lower_states_change_neither_loss_nor_gradients(small_params, tmp_path):
         lower.split_layers(student.model, 3)
 
 
-def test_lower_states_of_the_same_sequences_are_computed_once(small_params, tmp_path, monkeypatch):
-    student = models.load(small_params)
-    frozen, _ = lower.split_layers(student.model, 2)
-    passed = Mock(wraps=frozen.base_model.forward)
-    monkeypatch.setattr(frozen.base_model, "forward", passed)
-
-    def states(batch_size=3):
-        rows = rows_of_all(small_params, student)
-        made = lower.lower_states(frozen, rows, batch_size, tmp_path)
-        return [made[row].clone() for row in rows]
-
-    first, calls = states(), [passed.call_count]
-    for change in ("none", "damaged", "batches", "weights"):
-        if change == "damaged":
-            (file,) = (path for path in tmp_path.iterdir() if not path.suffix)
-            file.write_bytes(file.read_bytes()[:-1])  # as a power cut may leave it
-        if change == "weights":
-            with torch.no_grad():
-                next(frozen.parameters()).add_(1)
-        again = states(batch_size=4 if change in ("batches", "weights") else 3)
-        assert torch.allclose(again[0], first[0], atol=1e-4) == (change != "weights")
-        calls.append(passed.call_count)
-    assert np.diff(calls).tolist() == [0, 2, 1, 1]
-
-
 @pytest.mark.parametrize("frozen", [0, 2])
 def test_loss_falls_and_frozen_weights_stay(frozen, small_params, tmp_path):
     params = changed(small_params, frozen_layers=frozen, learning_rate=0.02, batch_size=2)
@@ -181,16 +158,12 @@ def test_freed_memory_is_kept_for_the_next_step():
 import resource, torch
 from cfdistill.student.train import keep_memory
 
-def new_pages():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        torch.ones(25_000_000)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-first = new_pages()
-keep_memory()
-new_pages()  # what the heap has not held yet is new once more
-assert 2 * new_pages() < first
+pages = [0]
+for step in range(15):
+    if step == 5: keep_memory()
+    torch.ones(25_000_000)
+    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+assert 2 * (pages[15] - pages[10]) < pages[5] - pages[1], pages  # once the heap has grown
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -277,3 +250,77 @@ def test_the_student_that_validates_best_is_kept(small_params, tmp_path, monkeyp
     assert (len(log), facts["steps"], facts["kept_step"]) == (20, 20, 8)
     kept = dict(student.model.named_parameters())
     assert (equal(kept, seen[1]), equal(kept, seen[2])) == (True, False)
+
+
+def test_lower_states_of_the_same_sequences_are_computed_once(small_params, tmp_path, monkeypatch):
+    student = models.load(small_params)
+    frozen, _ = lower.split_layers(student.model, 2)
+    passed = Mock(wraps=frozen.base_model.forward)
+    monkeypatch.setattr(frozen.base_model, "forward", passed)
+
+    def states(batch_size=3):
+        rows = rows_of_all(small_params, student)
+        made = lower.lower_states(frozen, rows, batch_size, tmp_path)
+        return [made[row].clone() for row in rows]
+
+    first, calls = states(), [passed.call_count]
+    for change in ("none", "damaged", "batches", "weights"):
+        if change == "damaged":
+            (file,) = (path for path in tmp_path.iterdir() if not path.suffix)
+            file.write_bytes(file.read_bytes()[:-1])  # as a power cut may leave it
+        if change == "weights":
+            with torch.no_grad():
+                next(frozen.parameters()).add_(1)
+        again = states(batch_size=4 if change in ("batches", "weights") else 3)
+        assert torch.allclose(again[0], first[0], atol=1e-4) == (change != "weights")
+        calls.append(passed.call_count)
+    assert np.diff(calls).tolist() == [0, 2, 1, 1]
+
+
+def test_pack_holds_the_common_beginning_once_and_restarts_positions():
+    packed = pack([Pair([1, 2, 3], [4]), Pair([1, 2, 9, 8], [5, 6])])
+    assert packed.input_ids == [1, 2, 3, 4, 9, 8, 5, 6]
+    assert packed.position_ids == [0, 1, 2, 3, 2, 3, 4, 5]
+    assert packed.branches == [0, 0, 1, 1, 2, 2, 2, 2]
+    assert packed.labels == [IGNORED, IGNORED, IGNORED, 4, IGNORED, IGNORED, 5, 6]
+    assert pack([Pair([1, 2], [3]), Pair([1, 2], [4])]).input_ids == [1, 2, 3, 2, 4]  # the last one predicts
+
+
+def test_each_example_has_its_share_split_among_its_target_tokens():
+    rows = [pack([Pair([1, 2], [3], 3.0), Pair([1, 2], [4, 5, 6], 0.5)]), pack([Pair([1, 2], [7, 8])])]
+    expected = torch.tensor([3.0, *[0.5 / 3] * 3, 0.5, 0.5]) / 4.5
+    assert torch.equal(token_weights(collate(rows)), expected)
+
+
+def test_targets_end_with_the_end_token_and_are_all_supervised(small_params):
+    tokenizer = models.load(small_params).tokenizer
+    for example in of("cf-distill"):
+        view, target = supervised_view(example, tokenizer), example.target + tokenizer.eos_token
+        assert "".join(token for token, _ in view) == example.prompt + target
+        assert "".join(token for token, supervised in view if supervised) == target
+        pair = encode(example, tokenizer)  # prompt and target tokenize alike together and apart
+        assert pair.prompt + pair.target[:-1] == tokenize(example.prompt + example.target, tokenizer)
+    html = token_html([("1 < 2?\n", False), ("<b>", True)])
+    assert re.fullmatch(r"1 &lt; 2\?<br><u [^>]+>&lt;b&gt;</u>", html)
+
+
+def test_batches_hold_similar_lengths():
+    assert by_length(["aaa", "b", "cc", "dddd", "e"], 2) == [[1, 4], [2, 0], [3]]
+
+
+def test_long_examples_and_prompts_are_an_error_with_counts(small_params):
+    student = models.load(small_params)
+    examples = [Example(f"q{n}", "label", "Answer:", " So" * n) for n in (5, 6, 9)]
+    lengths = [len(p.prompt) + len(p.target) for p in (encode(e, student.tokenizer) for e in examples)]
+
+    def check(most):
+        pack_examples(examples, student, changed(small_params, max_length=most))
+
+    check(lengths[2])
+    with pytest.raises(TrainingError, match=rf"2 of 3 .*={lengths[0]} .* raise max_length to {lengths[2]} "):
+        check(lengths[0])
+    student.model.config.max_position_embeddings = lengths[1]
+    with pytest.raises(TrainingError, match=f"has {lengths[2]} tokens, and the student takes {lengths[1]};"):
+        check(lengths[2])
+    with pytest.raises(TrainingError, match=rf"answer may have 2, but the student takes {lengths[1]};"):
+        generate(student, [" So" * lengths[1]], 2, 1)

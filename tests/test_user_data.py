@@ -8,10 +8,12 @@ import pytest
 from loopback import Loopback, completion
 
 from cfdistill import pipeline
+from cfdistill.errors import CfdistillError
 from cfdistill.files import project_root
 from cfdistill.study import results
 from cfdistill.study import run as runner
 
+PROFILE = project_root() / "params" / "smoke.yaml"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -33,14 +35,32 @@ def answer(body):
     return 200, completion(f"{wrong} So the answer is {told}.")
 
 
+def given(folder, **more):
+    """Return the parameters of a study of the shipped rows, all of whose folders lie in one."""
+    places = {"run_root": str(folder / "runs"), "results_root": str(folder / "results")}
+    own = {"profile": "mine", "data_root": "docs/your_own_data", "train_dataset": "user"}
+    return {**own, **places, "test_datasets": "user", "methods": "ft,ft-cot,cf-distill", **more}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "told"),
+    [
+        ("offline", "the stand-in, knows only the testbed; .* or give published rationales"),
+        ("live", "live needs a key in OPENAI_API_KEY"),
+        ("recorded", "none about user"),
+    ],
+)
+def test_nothing_is_made_where_nobody_can_explain_the_questions(teacher, told, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(CfdistillError, match=told):
+        runner.run(PROFILE, given(tmp_path, teacher=teacher))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_twenty_rows_run_through_all_notebooks(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     with Loopback(answer=answer) as server:
-        overrides = {"profile": "mine", "data_root": "docs/your_own_data", "train_dataset": "user"}
-        overrides |= {"test_datasets": "user", "teacher": "live", "teacher_base_url": server.url}
-        overrides |= {"methods": "ft,ft-cot,cf-distill"}
-        overrides |= {"run_root": str(tmp_path / "runs"), "results_root": str(tmp_path / "results")}
-        params = runner.run(project_root() / "params" / "smoke.yaml", overrides)
+        params = runner.run(PROFILE, given(tmp_path, teacher="live", teacher_base_url=server.url))
     folder = results.folder(params)
     metrics = pd.read_csv(folder / "metrics.csv")
     assert set(metrics["test_split"]) == {"test"}

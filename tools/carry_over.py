@@ -119,7 +119,7 @@ def write_tables(record: Path, results_root: Path) -> None:
 
 def draw(folder: Path) -> list[str]:
     """Draw the figures of a folder anew, and delete those that are not drawn any more."""
-    for pattern in ("*.pdf", "*.png", "alt_texts.json", "fig6_architectures.csv"):
+    for pattern in ("*.pdf", "*.png", "captions.json", "fig6_architectures.csv"):
         for gone in (folder / "figures").glob(pattern):
             gone.unlink()
     return results.draw(folder)
@@ -134,9 +134,7 @@ def carry_study(path: Path, places: dict[str, str], data_folder: Path) -> None:
     kept = {name: value for name, value in manifest["params"].items() if name in Params.model_fields}
     manifest["params"] = {**Params.build(kept).model_dump(), "precision": precision}
     predictions = metrics.read_csv(folder, metrics.FILES[2])
-    metrics.write_csv(
-        metrics.comparisons_table(predictions, params.bootstrap_samples), folder / metrics.FILES[1]
-    )
+    metrics.write_csv(metrics.comparisons_table(predictions), folder / metrics.FILES[1])
     files.write_json(path, manifest)
     files.write_json(folder / files.MARKER, {"made by": "cfdistill", "kind": "results", "what": folder.name})
     print(f"study {folder.name} ({precision}): {', '.join(draw(folder))}")

@@ -1,8 +1,8 @@
-"""Write the numbers of committed results into README.md, between its markers.
+"""Write the numbers of the default study's committed results into README.md, between its markers.
 
     python tools/readme.py [--check]
 
-`--check` writes nothing, and fails if README.md quotes other numbers.
+`--check` writes nothing, and fails if README.md tells other numbers.
 """
 
 from __future__ import annotations
@@ -13,99 +13,82 @@ from pathlib import Path
 import pandas as pd
 
 from cfdistill import files
-from cfdistill.errors import DataError
 from cfdistill.evaluate import metrics
+from cfdistill.methods import reference
 from cfdistill.show import tables
 from cfdistill.study import results
 
-GRIDS = ("data_size", "ablation", "spurious")  # whose numbers are quoted
-SPLITS = ("id", "shift", "shift_reachable", "shift_heldout", "new")
+AGAINST = ("ft-cot", "base")  # what the findings compare with
+FEWEST = 20  # questions of a comparison that is told of
 
 
 def main() -> int:
     """Write or check README.md; returns 1 if a check finds other numbers."""
     path = files.project_root() / "README.md"
     text = path.read_text(encoding="utf-8")
-    new = replaced(text, blocks(files.project_root() / "results"))
+    new = text
+    for name, block in blocks(files.project_root() / "results" / "offline").items():
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        before, rest = new.split(begin)
+        new = f"{before}{begin}{block.strip()}\n{end}{rest.split(end)[1]}"
     if "--check" in sys.argv[1:]:
         return int(new != text)
     path.write_text(new, encoding="utf-8")
     return 0
 
 
-def replaced(text: str, parts: dict[str, str]) -> str:
-    """Return a text with each block, by its name, between the markers of that name."""
-    for name, block in parts.items():
-        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
-        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-            raise DataError(f"README.md must hold {begin.strip()} and, on a later line, {end}, each once")
-        before, rest = text.split(begin)
-        text = f"{before}{begin}{block.strip()}\n{end}{rest.split(end)[1]}"
-    return text
-
-
 def blocks(folder: Path) -> dict[str, str]:
-    """Return what README.md quotes, from the folders of the default study, its grids, and real questions."""
-
-    def read(name: str) -> list[pd.DataFrame]:
-        return [metrics.read_csv(folder / name, file) for file in metrics.FILES[:2]]
-
-    default, real, seeds = read("offline"), read("csqa_smollm2"), read("offline_full")
-    trained = default[0]["train_dataset"].iloc[0]
-    own = [table[table["train_dataset"] == trained] for table in seeds]
-    manifest = results.read_manifest(folder / "offline")
-    machine, minutes = manifest["machine"], manifest["seconds"] / 60
-    made = f"Made on {machine['cores']} cores ({machine['processor']}) in {minutes:.1f} minutes in total."
+    """Return what README.md tells of a results folder, by the markers' names."""
+    measured, comparisons, answers = (metrics.read_csv(folder, name) for name in metrics.FILES)
+    trained = measured["train_dataset"].iloc[0]
+    shown = [t[t["test_dataset"].isin([trained, metrics.OTHERS])] for t in (measured, comparisons)]
     return {
-        "results": _joined(_compared(*default), made),
-        "seeds": _compared(*own),
-        **{name: _swept(folder / name, trained) for name in GRIDS},
-        "benchmark": f"{tables.to_markdown(*real)}\n{tables.differences(real[1])}",
+        "results": tables.to_markdown(*shown),
+        "findings": "\n".join(findings(measured, comparisons, answers)),
+        "minutes": minutes(folder),
     }
 
 
-def _joined(*parts: str) -> str:
-    return "\n\n".join(part.strip() for part in parts if part)
+def findings(measured: pd.DataFrame, comparisons: pd.DataFrame, answers: pd.DataFrame) -> list[str]:
+    """Return a sentence each: memory, unlearning and reading; how far it carries; what it costs."""
+    ours, baseline = reference(measured["method"]), AGAINST[0]
+    asked = answers[(answers["method"] == ours) & (answers["split"] == "shift")].drop_duplicates("id")
+    shown = int((asked["novelty"] == "cue").sum())
+    parts = tables.reads_or_remembers(measured).set_index(["test", "method"]).loc[("shift", baseline)]
+    return [
+        f"1. **Memory, unlearning, reading.** On `shift`, {ours} is {_told(comparisons, 'shift')}. *Memory* "
+        f"could answer {shown} of {len(asked)} questions, whose cue training showed with this answer. Of the "
+        f"difference to {baseline}, {parts['bias removed']:+.1f} points are *unlearning* (the stereotype is "
+        f"avoided) and {parts['cue read']:+.1f} *reading* (once avoided, the right option is found).",
+        "2. **How far it carries.** On answers that training showed under another cue, "
+        f"{ours} is {_told(comparisons, 'shift', 'answer')}; on answers that were never right in training, "
+        f"{_told(comparisons, 'shift', 'cause')}; on unseen scenes, {_told(comparisons, 'new')}.",
+        f"3. **What it costs.** Where the shortcut holds (`id`), {ours} is {_told(comparisons, 'id')}; out "
+        f"of distribution, in other formats, {_told(comparisons, '')}.",
+    ]
 
 
-def _compared(measured: pd.DataFrame, comparisons: pd.DataFrame) -> str:
-    """Return Table 1, all differences, and how often each method follows the stereotype."""
-    how = "paired bootstrap over scenes"
-    if (comparisons["seeds"] > 1).any():
-        how += "; where there are several seeds, Student's t over scenes and seeds"
-    told = (
-        f"Differences in accuracy, in points, with 95 % intervals ({how}) and p-values (exact McNemar test "
-        f"over scenes, Holm-adjusted over all {len(comparisons)} comparisons):"
-    )
-    table = tables.to_markdown(measured, comparisons)
-    return _joined(table, told, tables.differences(comparisons), _lures(measured))
+def _told(comparisons: pd.DataFrame, split: str, novelty: str = "") -> str:
+    """Return the differences on a split (none: of all other data sets) in words, as the intervals allow."""
+    dataset = comparisons["train_dataset"] if split else metrics.OTHERS
+    at = (comparisons["test_split"] == split) & (comparisons["test_dataset"] == dataset)
+    rows, told = comparisons[at & (comparisons["novelty"] == novelty) & (comparisons["n"] >= FEWEST)], []
+    for name in AGAINST:
+        for r in metrics.each_row(rows[rows["method_b"] == name]):
+            verdict = "ahead of" if r.ci_low > 0 else "behind" if r.ci_high < 0 else "not told apart from"
+            points = f"{100 * r.delta:+.1f} [{100 * r.ci_low:+.1f}, {100 * r.ci_high:+.1f}]"
+            told.append(f"{verdict} {name} ({points})")
+    return ", ".join(told) or f"asked fewer than {FEWEST} questions"
 
 
-def _lures(measured: pd.DataFrame) -> str:
-    rows = metrics.over_seeds(measured[metrics.is_main(measured) & (measured["test_split"] == "shift")])
-    told = []
-    for (train, student), group in rows.groupby(["train_dataset", "student"], sort=False):
-        rates = [f"{r.method} {100 * r.lure_rate:.1f} %" for r in metrics.each_row(group) if r.lure_rate >= 0]
-        told.append(f"{train} {student}: {', '.join(rates)}")
-    return (
-        f"Lure rate on `shift` (wrong, and the stereotype was chosen): {'; '.join(told) or 'not measured'}."
-    )
-
-
-def _swept(folder: Path, dataset: str) -> str:
-    """Return what a grid varied: accuracy on the splits of one data set."""
-    measured = metrics.read_csv(folder, metrics.FILES[0])
-    rows = metrics.over_seeds(measured[metrics.is_main(measured) & (measured["test_dataset"] == dataset)])
-    varied = [name for name in rows if name not in (*metrics.METRIC_COLUMNS, metrics.AGREEMENT, "seeds")]
-    lines = []
-    for (train, *values, method), cell in rows.groupby(["train_dataset", *varied, "method"], sort=False):
-        told = ", ".join(f"{name} {value}" for name, value in zip(varied, values, strict=True)) or train
-        shown = {
-            r.test_split: f"{100 * r.accuracy:.1f} [{100 * r.ci_low:.1f}, {100 * r.ci_high:.1f}]"
-            for r in metrics.each_row(cell)
-        }
-        lines.append([told, method, cell["seeds"].iloc[0], *(shown.get(split, "–") for split in SPLITS)])
-    return pd.DataFrame(lines, columns=["training", "method", "seeds", *SPLITS]).to_markdown(index=False)
+def minutes(folder: Path) -> str:
+    """Return how long the stages of the committed run took, and on what."""
+    manifest = results.read_manifest(folder)
+    machine, seconds = manifest["machine"], {place: s["seconds"] for place, s in manifest["stages"].items()}
+    by_kind = pd.Series(seconds).groupby(lambda place: place.partition("/")[0]).sum()
+    told = ", ".join(f"{by_kind[kind] / 60:.0f} of {kind}" for kind in ("training", "evaluation"))
+    where = f"{machine['cores']} cores ({machine['processor']}), in {manifest['params']['precision']}"
+    return f"The committed run's stages took {manifest['seconds'] / 60:.0f} minutes ({told}) on {where}."
 
 
 if __name__ == "__main__":

@@ -52,11 +52,6 @@ def facts(name: str, params: Params) -> dict[str, Any]:
     return {"splits": list(wanted), **read(name, wanted, params)}
 
 
-def survey(name: str, params: Params) -> list[dict[str, Any]]:
-    """Return what `benchmarks.survey` counts, or nothing for the testbed, which has no odd rows."""
-    return benchmarks.survey(name, splits(name, params), params) if name in BENCHMARKS else []
-
-
 def check_overlap(name: str, trained: Sequence[Question], tested: Sequence[Question]) -> list[str]:
     """Return the ids of tested questions that are trained or validated on, by their texts (`text_of`).
 

@@ -1,6 +1,5 @@
 """The official benchmarks, and your own questions (all in `benchmarks.yaml`), read one row at a time."""
 
-import hashlib
 import heapq
 import json
 import re
@@ -11,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cfdistill.data.weasel import hashed
 from cfdistill.errors import DataError
 from cfdistill.files import resolve, sha256
 from cfdistill.methods import METHODS
@@ -18,15 +18,13 @@ from cfdistill.params import BENCHMARKS, Params
 from cfdistill.schema import LETTERS, UNWRITABLE, Question, jsonl_lines, option_key
 
 REACHING = {  # the parameters that change a split, beside data_seed; the first one limits it
-    "train": ("train_questions",),
-    "validation": ("validation_questions",),
-    "test": ("test_questions",),
-    "more": ("train_questions", "counterfactuals_per_question"),
-    "siblings": ("train_questions",),
-    "unused": ("new_questions", "train_questions", "counterfactuals_per_question"),
-    "development": (
-        *("new_questions", "validation_questions", "train_questions", "counterfactuals_per_question"),
-    ),
+    "train": "train_questions",
+    "validation": "validation_questions",
+    "test": "test_questions",
+    "more": "train_questions counterfactuals_per_question",
+    "siblings": "train_questions",
+    "unused": "new_questions train_questions counterfactuals_per_question",
+    "development": "new_questions validation_questions train_questions counterfactuals_per_question",
 }
 OF_SETS = ("siblings", "unused", "development")  # splits of a data set whose rows name their concepts
 MOST_CHARACTERS = 8000  # stem and options; ten times what the longest row of the official files has
@@ -39,7 +37,7 @@ def load(name: str, split: str, params: Params) -> list[Question]:
         raise DataError(f"{name} has no split {split!r}; it has train, validation, test, more{told}")
     if split == "siblings":
         return _siblings(name, params)
-    sources, after, wanted = BENCHMARKS[name]["sources"], 0, getattr(params, REACHING[split][0])
+    sources, after, wanted = BENCHMARKS[name]["sources"], 0, getattr(params, REACHING[split].split()[0])
     if split == "more":  # the rows after those that are trained on anyway
         after, wanted = wanted, wanted * (1 + params.counterfactuals_per_question)
     rows = _rows(name, split, sources.get(split, sources["train"]), params)
@@ -50,7 +48,7 @@ def load(name: str, split: str, params: Params) -> list[Question]:
         rows = _of_new_concepts(name, split, rows, params)
     if not params.data_seed:
         return list(islice(rows, after, wanted))
-    drawn = heapq.nsmallest(wanted, enumerate(rows), lambda item: _hash(f"{params.data_seed}/{item[1].id}"))
+    drawn = heapq.nsmallest(wanted, enumerate(rows), lambda item: hashed(f"{params.data_seed}/{item[1].id}"))
     return [question for _, question in sorted(drawn[after:], key=lambda item: item[0])]
 
 
@@ -59,7 +57,7 @@ def _trained(params: Params) -> list[str]:
 
 
 def _is_held_out(question: Question) -> bool:
-    return _hash(question.id) % 10 == 0
+    return hashed(question.id) % 10 == 0
 
 
 def _of_new_concepts(name: str, split: str, rows: Iterator[Question], params: Params) -> Iterator[Question]:
@@ -102,7 +100,7 @@ def _is_sibling(one: Question, other: Question) -> bool:
 
 def facts(name: str, splits: Sequence[str], params: Params) -> dict[str, Any]:
     """Return what reaches these splits: parameters, and the files' hashes or the hub's pinned revision."""
-    reaching = {parameter for split in splits for parameter in REACHING[split]}
+    reaching = {parameter for split in splits for parameter in REACHING[split].split()}
     found = params.model_dump(include={"data_source", "data_seed", *reaching})
     if not {*OF_SETS}.isdisjoint(splits):
         found |= {"pool": BENCHMARKS[name].get("pool"), "trained": _trained(params)}
@@ -110,16 +108,13 @@ def facts(name: str, splits: Sequence[str], params: Params) -> dict[str, Any]:
         sources = BENCHMARKS[name]["sources"]
         files = sorted({sources.get(split, sources["train"])[0] for split in splits})
         return found | {"files": {file: sha256(_path(name, file, params)) for file in files}}
-    if (clone := _clone(name, params)) is None:
-        return found | {part: BENCHMARKS[name][part] for part in ("hub", "configuration")}
-    files = sorted(str(path.relative_to(clone)) for path in clone.rglob("*") if path.is_file())
-    return found | {"files": {file: sha256(clone / file) for file in files if "/." not in f"/{file}"}}
+    return found | {part: BENCHMARKS[name][part] for part in ("hub", "configuration")}
 
 
 def survey(name: str, splits: Sequence[str], params: Params) -> list[dict[str, Any]]:
     """Count the rows of each file behind these splits, and those in which two options are one."""
     records = []
-    for split, source in BENCHMARKS[name]["sources"].items():
+    for split, source in BENCHMARKS.get(name, {"sources": {}})["sources"].items():  # the testbed has no files
         if split in splits:
             kinds: Counter[str] = Counter()
             for question in _rows(name, split, source, params):
@@ -142,7 +137,7 @@ def _rows(name: str, split: str, source: list[Any], params: Params) -> Iterator[
     """Yield sound rows; DataError at the end tells of all others."""
     file, hub_split, _ = source
     if params.data_source == "hub":
-        where, rows = f"hub split {hub_split}", _hub_rows(name, hub_split, params)
+        where, rows = f"hub split {hub_split}", _hub_rows(name, hub_split)
     else:
         where = str(_path(name, file, params))
         rows = jsonl_lines(Path(where))
@@ -219,27 +214,15 @@ def _path(name: str, file: str, params: Params) -> Path:
     return path
 
 
-def _clone(name: str, params: Params) -> Path | None:
-    """Return a clone of the hub's repository, which is read instead, if there is one."""
-    repository = BENCHMARKS[name]["hub"].partition("@")[0]
-    if not repository:
-        raise DataError(f"questions of {name} come from files; set data_source: files")
-    clone = resolve(params.data_root) / "hub" / repository
-    return clone if clone.is_dir() else None
-
-
-def _hub_rows(name: str, split: str, params: Params) -> Iterator[tuple[int, Any]]:
+def _hub_rows(name: str, split: str) -> Iterator[tuple[int, Any]]:
     import datasets
 
-    clone, benchmark = _clone(name, params), BENCHMARKS[name]
-    where, revision = (str(clone), None) if clone else benchmark["hub"].split("@")
-    asked = {"split": split, "revision": revision, "streaming": clone is not None}
-    try:  # streaming, for a cache would not see that a clone has changed
-        yield from enumerate(datasets.load_dataset(where, benchmark["configuration"], **asked), 1)
+    where, _, revision = BENCHMARKS[name]["hub"].partition("@")
+    if not where:
+        raise DataError(f"questions of {name} come from files; set data_source: files")
+    try:
+        asked = (where, BENCHMARKS[name]["configuration"])
+        yield from enumerate(datasets.load_dataset(*asked, split=split, revision=revision), 1)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         why = " ".join(str(error)[:200].split())
         raise DataError(f"{where} cannot be loaded ({why}); see docs/data.md") from error
-
-
-def _hash(text: str) -> int:
-    return int(hashlib.sha256(text.encode()).hexdigest(), 16)

@@ -65,16 +65,16 @@ class Scene(Record):
 
     def kept_cue(self, variant: int) -> int:
         """Return the cue that is left to tests where training shows none, and the stand-in never writes."""
-        return _hash(f"{self.id}/{variant}/cue") % 2
+        return hashed(f"{self.id}/{variant}/cue") % 2
 
     def is_seen(self) -> bool:
         """Tell whether the scene is among the 70 % that training may use (a fixed hash decides)."""
-        return _hash(self.id) % 10 < 7
+        return hashed(self.id) % 10 < 7
 
     def reachable(self) -> list[int]:
         """Return the non-stereotype variants that counterfactuals may show; the rest is held out."""
         others = (v for v in range(len(self.cues)) if v != self.stereotype)
-        variants = sorted(others, key=lambda v: _hash(f"{self.id}/{v}"))
+        variants = sorted(others, key=lambda v: hashed(f"{self.id}/{v}"))
         return sorted(variants[: (len(variants) + 1) // 2])
 
 
@@ -85,6 +85,9 @@ class Pick(NamedTuple):
     frame: int
     variant: int
     cue: int
+
+
+Rule = Callable[[Pick], bool]
 
 
 def load_scenes(format: str, params: Params | None = None) -> tuple[Scene, ...]:
@@ -107,9 +110,9 @@ def _read_scenes(path: Path, digest: str) -> tuple[Scene, ...]:
     return tuple(read_jsonl(path, Scene))
 
 
-def bank_hash(formats: Sequence[str] = FORMATS) -> str:
-    """Return the SHA-256 of the bank's files of these formats, one after the other."""
-    return hashlib.sha256(b"".join((BANK / f"{name}.jsonl").read_bytes() for name in formats)).hexdigest()
+def bank_hash() -> str:
+    """Return the SHA-256 of the files of all FORMATS, one after the other."""
+    return hashlib.sha256(b"".join((BANK / f"{name}.jsonl").read_bytes() for name in FORMATS)).hexdigest()
 
 
 def makes_right(question_id: str, option: str, words: str) -> float:
@@ -172,7 +175,7 @@ def _unseen_picks(name: str, split: str, params: Params) -> list[Pick]:
 
 def _seen_picks(name: str, split: str, params: Params) -> list[Pick]:
     """Draw questions of scenes that training may use; tests show what it does not."""
-    every, _ = seen_scenes(name, params)
+    label, (every, _) = f"{name}.{split}", seen_scenes(name, params)
     seen, rewrites = every[: params.train_scenes or None], params.counterfactuals_per_question
     trained = [] if split == "train" else _seen_picks(name, "train", params)
     if split == "shift":
@@ -180,7 +183,7 @@ def _seen_picks(name: str, split: str, params: Params) -> list[Pick]:
             [Pick(s, TEST_FRAME, v, test_cue(s, v, trained)) for v in range(len(s.cues)) if v != s.stereotype]
             for s in seen
         ]
-        return _in_turn(f"{name}.{split}", wordings, params.data_seed)[: params.test_questions]
+        return _in_turn(label, wordings, params.data_seed)[: params.test_questions]
 
     def fits(pick: Pick) -> bool:  # one wording is not used twice
         if split == "id":
@@ -202,18 +205,12 @@ def _seen_picks(name: str, split: str, params: Params) -> list[Pick]:
     elif split == "more":  # with more questions to pay for, a user would take further scenes, too
         scenes, wanted = every, rewrites * wanted
     elif split == "balanced":  # answers as in cf-distill's training, where two options leave but one target
-        targets = [p.scene.reachable() for p in trained]
-        added = [
-            min(rewrites, len([v for v in t if v != p.variant]) or 1)
-            for p, t in zip(trained, targets, strict=True)
-        ]
-        back = sum(set(t) == {p.variant} for p, t in zip(trained, targets, strict=True))
-        rate = (sum(p.variant == p.scene.stereotype for p in trained) + back) / (wanted + sum(added))
+        targets = [[v for v in p.scene.reachable() if v != p.variant] for p in trained]
+        added = sum(min(rewrites, len(own) or 1) for own in targets)
+        rate = (sum(p.variant == p.scene.stereotype for p in trained) + targets.count([])) / (wanted + added)
     counts = (round(rate * wanted), wanted - round(rate * wanted))
     last = is_tested if split == "more" else lambda _: False
-    return _mixed_picks(
-        f"{name}.{split}", scenes, params.data_seed, counts, fits, last, apart=split == "balanced"
-    )
+    return _mixed_picks(label, scenes, params.data_seed, counts, fits, last, apart=split == "balanced")
 
 
 def test_cue(scene: Scene, variant: int, trained: Sequence[Pick]) -> int:
@@ -223,14 +220,7 @@ def test_cue(scene: Scene, variant: int, trained: Sequence[Pick]) -> int:
 
 
 def _mixed_picks(
-    label: str,
-    scenes: list[Scene],
-    seed: int,
-    counts: tuple[int, int],
-    fits: Callable[[Pick], bool],
-    last: Callable[[Pick], bool],
-    *,
-    apart: bool,
+    label: str, scenes: list[Scene], seed: int, counts: Sequence[int], fits: Rule, last: Rule, *, apart: bool
 ) -> list[Pick]:
     """Draw so many questions with the stereotype as answer, and others (`apart`: of other scenes)."""
     rng = random.Random(f"{seed}/{label}")
@@ -290,5 +280,6 @@ def make_question(name: str, split: str, pick: Pick, seed: int) -> Question:
     )
 
 
-def _hash(text: str) -> int:
+def hashed(text: str) -> int:
+    """Return the number that a text's SHA-256 is."""
     return int(hashlib.sha256(text.encode()).hexdigest(), 16)

@@ -1,14 +1,11 @@
 """A student's answers to test questions: generated, or chosen by the likelihood of the options."""
 
-from collections.abc import Sequence
-
 from cfdistill.methods import METHODS
 from cfdistill.params import SCORINGS, Params
 from cfdistill.schema import DIRECT, STRATEGY, Prediction, Question, prompt_text, same_option
-from cfdistill.student.decode import choose, concluding, generate, read_answers
+from cfdistill.student.decode import Questions, choose, concluding, generate, read_answers
 from cfdistill.student.models import Student
 
-Questions = Sequence[Question]
 Answers = list[Prediction]
 
 

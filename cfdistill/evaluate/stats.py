@@ -1,4 +1,4 @@
-"""Two-sided 95 % intervals and tests; comparisons count scenes, whose questions are not independent."""
+"""Two-sided 95 % intervals and tests over scenes, whose questions are not independent, and over seeds."""
 
 import math
 
@@ -9,64 +9,36 @@ from scipy.stats import binomtest, norm, t
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from cfdistill.errors import DataError
-
 ALPHA = 0.05
 Floats = NDArray[np.float64]
 
-
-def proportion_interval(successes: float, n: float, alpha: float = ALPHA) -> tuple[float, float]:
-    """Return Wilson's interval: the exact one covers too much with few items (our choice)."""
-    low, high = proportion_confint(successes, n, alpha=alpha, method="wilson")
-    return float(low), float(high)
+# `answers`: 1 right, 0 wrong, shape (items,) or (seeds, items); `clusters`: the scene of each item. With one
+# seed, intervals and tests are of this training; with several, intervals are of the method.
 
 
-def paired_difference(
-    a: ArrayLike, b: ArrayLike, samples: int, seed: int, clusters: ArrayLike | None = None
-) -> tuple[float, float, float]:
-    """Return mean(a) - mean(b), low, high: over clusters or, with several seeds, over clusters and seeds.
+def share(answers: ArrayLike, clusters: ArrayLike) -> tuple[float, float, float]:
+    """Return the share of right answers, low, high: Wilson's, for as many independent answers as vary so.
 
-    `a` and `b`: 1 right, 0 wrong, shape (items,) or (seeds, items), of the same items; `clusters`: the scene
-    of each, by default its own. One seed: the BCa bootstrap (Efron, 1987). Several: Student's t, variances of
-    clusters, seeds and both (Cameron, Gelbach and Miller, 2011; freedom by Satterthwaite, 1946). It covers 93
-    to 97 % where seeds vary as ours, at worst (two seeds, or three that outweigh the items) 90 to 98 %.
+    That is their effective number (Korn and Graubard, 1998). One cluster counts as one answer; answers that
+    are all right or all wrong, so that nothing varies, count as many as their clusters. Of none: NaN.
     """
-    sums, sizes = _clustered(a, b, clusters)
-    means = sums.sum(axis=1) / sizes.sum()
-    delta = float(means.mean())
-    if len(sums) == 1:
-        return delta, *_bca(sums[0], sizes, samples, seed)
-    scale = len(sizes) / sizes.sum()
-    table = sums * scale + means[:, None] * (1 - sizes * scale)  # of clusters of one item: sums
-    error, quantile = _standard_error(means, _within(table), agreement(table), len(sizes))
+    if not np.size(answers):
+        return math.nan, math.nan, math.nan
+    mean, error, quantile = _mean(answers, clusters)
+    count = np.clip(mean * (1 - mean) / error**2, 1, np.size(answers)) if error else len(np.unique(clusters))
+    low, high = proportion_confint(mean * count, count, alpha=2 * norm.sf(quantile), method="wilson")
+    return mean, float(low), float(high)
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, clusters: ArrayLike) -> tuple[float, float, float]:
+    """Return mean(a) - mean(b) of answers to the same items, low, high: Student's t; of one cluster ±1."""
+    delta, error, quantile = _mean(np.subtract(a, b, dtype=np.float64), clusters)
     return delta, max(-1.0, delta - quantile * error), min(1.0, delta + quantile * error)
 
 
-def accuracy_over_seeds(accuracies: ArrayLike, items: int, agreement: float) -> tuple[float, float]:
-    """Return an interval of the mean accuracy of several seeds; an `agreement` of NaN makes it too wide."""
-    # Wilson's, with t for the normal quantile, for as many independent answers as have the variance of that
-    # mean (Korn and Graubard, 1998; Franco et al., 2019).
-    shares = np.asarray(accuracies, dtype=np.float64)
-    mean = float(shares.mean())
-    within = float((shares * (1 - shares)).mean()) * items / max(items - 1, 1)
-    error, quantile = _standard_error(shares, within, agreement, items)
-    # Seeds that are all right, or all wrong, on all items are not more items.
-    count = min(mean * (1 - mean) / error**2, items * len(shares)) if error > 0 else items
-    return proportion_interval(mean * count, count, 2 * norm.sf(quantile))
-
-
-def agreement(answers: ArrayLike) -> float:
-    """Return how much seeds agree on which items are hard: ICC(3,1) of Shrout and Fleiss (1979), or NaN."""
-    table = np.atleast_2d(np.asarray(answers, dtype=np.float64))
-    seeds, within = len(table), _within(table)
-    if seeds == 1 or not within:
-        return math.nan
-    return float((seeds * table.mean(axis=0).var(ddof=1) / within - 1) / (seeds - 1))
-
-
-def mcnemar_exact(a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None = None) -> float:
+def mcnemar_exact(a: ArrayLike, b: ArrayLike, clusters: ArrayLike) -> float:
     """Return the p-value, of these trainings, of the exact sign test over clusters; over items McNemar's."""
-    totals = _clustered(a, b, clusters)[0].sum(axis=0)
+    totals = _by_cluster(np.subtract(a, b, dtype=np.float64), clusters)[0].sum(axis=0)
     wins, losses = int((totals > 0).sum()), int((totals < 0).sum())
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
@@ -76,49 +48,32 @@ def holm(pvalues: list[float]) -> list[float]:
     return [float(p) for p in multipletests(pvalues, method="holm")[1]] if pvalues else []
 
 
-def _clustered(a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None) -> tuple[Floats, Floats]:
-    """Return the differences summed by cluster, shape (seeds, clusters), and the clusters' sizes."""
-    first, second = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (a, b))
-    if first.shape != second.shape or not first.size:
-        raise DataError(f"a paired test needs the same items twice, got {first.shape} and {second.shape}")
-    items = range(first.shape[1]) if clusters is None else clusters
-    places, _ = pd.factorize(np.asarray(items))
-    sums = np.array([np.bincount(places, row) for row in first - second], dtype=np.float64)
-    return sums, np.bincount(places).astype(np.float64)
+def _by_cluster(values: ArrayLike, clusters: ArrayLike) -> tuple[Floats, Floats]:
+    """Return the values summed by cluster, shape (seeds, clusters), and the clusters' sizes."""
+    places, _ = pd.factorize(np.asarray(clusters))
+    sums = [np.bincount(places, row) for row in np.atleast_2d(np.asarray(values, dtype=np.float64))]
+    return np.array(sums), np.bincount(places).astype(np.float64)
 
 
-def _bca(sums: Floats, sizes: Floats, samples: int, seed: int) -> tuple[float, float]:
-    delta = float(sums.sum() / sizes.sum())
-    picks = np.random.default_rng(seed).integers(len(sums), size=(samples, len(sums)))
-    means = sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
-    levels = np.array([ALPHA / 2, 1 - ALPHA / 2])
-    influence = sums - delta * sizes
-    spread = float((influence**2).sum())
-    # How far the resampled means lie to one side of the estimate; ties count half.
-    below = float(((means < delta).mean() + (means <= delta).mean()) / 2)
-    if spread > 0 and 0 < below < 1:
-        bias = norm.ppf(below)
-        acceleration = float((influence**3).sum()) / (6 * spread**1.5)
-        shifted = bias + norm.ppf(levels)
-        levels = norm.cdf(bias + shifted / (1 - acceleration * shifted))
-    low, high = np.quantile(means, levels)
-    return float(low), float(high)
+def _mean(values: ArrayLike, clusters: ArrayLike) -> tuple[float, float, float]:
+    """Return the mean, its standard error over clusters and seeds, and the quantile of t for it.
 
-
-def _within(table: Floats) -> float:
-    """Return the variance within a seed, averaged over seeds, of a table of shape (seeds, items)."""
-    return float(table.var(axis=1, ddof=1).mean()) if table.shape[1] > 1 else 0.0
-
-
-def _standard_error(means: Floats, within: float, shared: float, items: int) -> tuple[float, float]:
-    """Return the standard error of the mean of a (seeds, items) table, and the quantile of t for it."""
-    seeds, shared = len(means), 1.0 if math.isnan(shared) else shared
-    by_seed, by_item = items * float(means.var(ddof=1)), within * (1 + (seeds - 1) * shared)
-    rest = within * (1 - shared)  # mean squares, of the interaction the last
-    total, parts = by_item, [(by_item, items - 1)]
-    if by_seed > rest:  # else the seeds differ by no more than chance
-        total += by_seed - rest
-        parts += [(by_seed, seeds - 1), (rest, (seeds - 1) * (items - 1))]
-    below = sum(square**2 / freedom for square, freedom in parts if freedom)
-    freedom = total**2 / below if below else items - 1
-    return (total / (seeds * items)) ** 0.5, float(t.ppf(1 - ALPHA / 2, max(freedom, 1)))
+    Variances of clusters, seeds and both (Cameron, Gelbach and Miller, 2011); freedom: Satterthwaite (1946).
+    """
+    sums, sizes = _by_cluster(values, clusters)
+    seeds, count = sums.shape
+    mean = float(sums.sum() / sizes.sum() / seeds)
+    means = sums.sum(axis=1, keepdims=True) / sizes.sum()
+    table = means + (sums - means * sizes) * count / sizes.sum()  # of clusters of one item: the values
+    by_cluster = table.mean(axis=0)
+    if count == 1:
+        return mean, math.inf, float(t.ppf(1 - ALPHA / 2, 1))
+    parts = [(seeds * by_cluster.var(ddof=1), count - 1)]  # mean squares, and their degrees of freedom
+    if seeds > 1:
+        by_seed, freedom = count * means.var(ddof=1), (seeds - 1) * (count - 1)
+        both = float(((table - means - by_cluster + mean) ** 2).sum()) / freedom
+        if by_seed > both:  # else the seeds differ by no more than chance
+            parts += [(by_seed, seeds - 1), (-both, freedom)]
+    total, below = sum(part for part, _ in parts), sum(part**2 / freedom for part, freedom in parts)
+    freedom = total**2 / below if below else count - 1
+    return mean, (total / (seeds * count)) ** 0.5, float(t.ppf(1 - ALPHA / 2, max(freedom, 1)))

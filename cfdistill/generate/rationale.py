@@ -92,11 +92,7 @@ def _concluded(question: Question, answer: int | None, case: str) -> str:
 
 
 def _made(asked: Sequence[tuple[Question, str]], replies: Sequence[Reply]) -> Made:
-    rationales: list[Rationale] = []
-    ledger: list[dict[str, Any]] = []
-    for (question, view), reply in zip(asked, replies, strict=True):
-        if reply.value is not None:
-            rationales.append(Rationale(question.id, view, reply.value))
-        row = (question.id, view, reply.attempts, "dropped" if reply.reason else "kept", reply.reason)
-        ledger.append(dict(zip(LEDGER_COLUMNS, row, strict=True)))
-    return rationales, ledger
+    pairs = [(question.id, view, reply) for (question, view), reply in zip(asked, replies, strict=True)]
+    kept = [Rationale(name, view, reply.value) for name, view, reply in pairs if reply.value is not None]
+    rows = [(name, view, r.attempts, "dropped" if r.reason else "kept", r.reason) for name, view, r in pairs]
+    return kept, [dict(zip(LEDGER_COLUMNS, row, strict=True)) for row in rows]

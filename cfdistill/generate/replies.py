@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cfdistill.params import Params
 from cfdistill.teacher import Teacher
 from cfdistill.teacher.outcomes import FINAL, NoAnswer
 from cfdistill.teacher.prompts import Prompt
@@ -14,6 +15,21 @@ OBJECT = re.compile(r'\{\s*"')  # how a JSON object that holds something begins
 UNFIT = re.compile(r"^$|[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # empty, a control character, half a character
 NOT_YET = NoAnswer("not answered yet")  # by a teacher that only notes what it is asked
 Asked = tuple[Any, list[Prompt]]  # an item and what is asked about it
+
+
+class Collector(Teacher):
+    """A teacher that never asks: it answers from the cache, and notes what is missing there."""
+
+    def __init__(self, params: Params) -> None:
+        super().__init__(params)
+        self.missing: dict[str, Prompt] = {}  # by key
+
+    def ask(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Return the answers that are there, and `NOT_YET` in place of the others."""
+        wanted = {self.key(prompt): prompt for prompt in prompts}
+        answers = self.known(wanted)
+        self.missing |= {key: prompt for key, prompt in wanted.items() if key not in answers}
+        return [answers[key].text if key in answers else NOT_YET for key in map(self.key, prompts)]
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,29 @@
-"""The study's figures: functions of tables such as `metrics.csv`; a grid's parameters are columns of it."""
+"""The study's figures and their captions: functions of tables; a grid's parameters are columns of them."""
 
+import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
 from cfdistill.errors import DataError
 from cfdistill.evaluate import metrics as measures
 from cfdistill.evaluate.metrics import each_row
-from cfdistill.evaluate.stats import proportion_interval
-from cfdistill.methods import METHODS
+from cfdistill.methods import LOADER, METHODS
 from cfdistill.show import style
-from cfdistill.show.style import COLUMN, PAGE, RIGHT, WRONG, note, styled, subplots
-from cfdistill.show.tables import short_name
+from cfdistill.show.style import COLUMN, RIGHT, WRONG, note, styled, subplots
+from cfdistill.show.tables import FEWEST
 
-SPLITS = {  # test splits, and what they are called in figures
-    "id": "id\nshortcut holds",
-    "shift": "shift\nshortcut broken",
-    "shift_reachable": "shift, reachable\ncauses shown",
-    "shift_heldout": "shift, held out\ncauses not shown",
-    "new": "new\nunseen scenes",
-    "test": "test",
-}
+WORDS = yaml.load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"), LOADER)
+SPLITS, NOVELTY, SWEEPS = (WORDS[kind] for kind in ("splits", "novelty", "sweeps"))
 WHOLE = ("id", "shift", "new", "test")
-UNSEEN = ("shift_reachable", "shift_heldout", "new", "test")  # further and further from what was shown
-SWEEPS = {  # swept parameter: its figure's name, splits shown, words at the axis
-    "spurious_rate": ("spurious_sweep", WHOLE, "share ρ of stereotype answers in training"),
-    "train_questions": ("data_size", UNSEEN, "training questions"),
-}
+WHISKERS = "Whiskers: 95 % intervals over questions and, where there are several, seeds; dashed: guessing"
 LONGEST = 600  # characters of a text that are shown; data sets may hold texts of any length
 
 
@@ -41,160 +34,192 @@ def own_splits(metrics: pd.DataFrame, splits: Iterable[str] = SPLITS) -> pd.Data
     return rows[own & rows["test_split"].isin(list(splits))]
 
 
-@styled
-def fig_headline(metrics: pd.DataFrame) -> Figure:
-    """Draw one student's accuracy and lure rate on its own test splits."""
-    lured = metrics.dropna(subset="lure_rate")  # real benchmarks have none
-    ends = [proportion_interval(round(row.lure_rate * row.n), row.n) for row in each_row(lured)]
-    low, high = [end[0] for end in ends], [end[1] for end in ends]
-    lured = lured.assign(accuracy=lured["lure_rate"], ci_low=low, ci_high=high, chance=float("nan"))
-    lured = lured.drop(columns=measures.AGREEMENT, errors="ignore")  # it is about right answers
-    panels = {"right answers (%), higher is better": metrics, "lured by the stereotype (%)": lured}
-    rows = pd.concat([own_splits(part, WHOLE).assign(panel=title) for title, part in panels.items()])
-    rows["label"] = rows["test_split"].map(SPLITS)
-    return _bar_panels(rows, "not tested on the training data set")
+def by_novelty(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return what `fig_novelty` shows: `shift` by its steps, `new`, and all other data sets together."""
+    rows = measures.over_seeds(metrics[measures.is_main(metrics.assign(novelty=""))])
+    own = rows["train_dataset"] == rows["test_dataset"]
+    elsewhere = measures.OTHERS if measures.OTHERS in set(rows["test_dataset"]) else rows["test_dataset"]
+    whole = rows["novelty"] == ""
+    step = rows["novelty"].where(own & (rows["test_split"] == "shift"), "")
+    step = step.mask(own & (rows["test_split"] == "new") & whole, "scene")
+    step = step.mask(~own & (rows["test_dataset"] == elsewhere) & whole, "format")
+    rows = rows.assign(step=step, panel="right (%), by what training has shown")[rows["n"] >= FEWEST]
+    steps = [rows[rows["step"] == name].assign(label=label) for name, label in NOVELTY.items()]
+    return pd.concat(steps) if sum(not step.empty for step in steps) > 1 else rows[:0].assign(label="")
 
 
-@styled
-def fig5_ood(metrics: pd.DataFrame) -> Figure:
-    """Draw one student's accuracy out of distribution, a panel per training data set (Fig. 5)."""
+def headline(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return what `fig_headline` shows: accuracies, then lure rates."""
+    right = own_splits(metrics, WHOLE)
+    lured = right.dropna(subset="lure_rate").assign(chance=math.nan)  # real benchmarks have none
+    for shown, column in (("accuracy", "lure_rate"), ("ci_low", "lure_low"), ("ci_high", "lure_high")):
+        lured[shown] = lured[column]
+    panels = {"right answers (%), higher is better": right, "lured by the stereotype (%)": lured}
+    rows = pd.concat([part.assign(panel=title) for title, part in panels.items()])
+    return rows.assign(label=rows["test_split"].map(SPLITS))
+
+
+def transfer(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return what `fig5_ood` shows: accuracies on data sets that were not trained on."""
     rows = measures.transfer(metrics)
     rows = rows[rows["train_dataset"] != rows["test_dataset"]]
-    panel = "trained on " + rows["train_dataset"].map(short_name) + ": right (%)"
-    label = rows["test_dataset"].map(short_name) + "\n" + rows["test_split"]
-    return _bar_panels(rows.assign(panel=panel, label=label), "tested on the training data set only")
+    panel = "trained on " + rows["train_dataset"].str.removeprefix("weasel-") + ": right (%)"
+    splits = rows["test_split"].map(lambda split: "" if split in ("new", "test") else f"\n{split}")
+    return rows.assign(panel=panel, label=rows["test_dataset"].str.removeprefix("weasel-") + splits)
 
 
-@styled
-def fig6_architectures(metrics: pd.DataFrame) -> Figure:
-    """Draw accuracy by student on `shift` or `test`, a panel per training data set (Fig. 6)."""
-    rows = own_splits(metrics, ("shift", "test"))
-    if rows["student"].nunique() < 2:
-        return note("one student only: there is nothing to compare")
-    panel = rows["test_dataset"].map(short_name) + " " + rows["test_split"] + ": right (%)"
-    return _bar_panels(rows.assign(panel=panel, label=rows["student"].str.replace("-", "-\n")))
+def architectures(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return what `fig6_architectures` shows: accuracies on `shift` or `test`, by student."""
+    several = metrics["student"].nunique() > 1
+    rows = own_splits(metrics, ("shift", "test") if several else ())
+    panel = rows["test_dataset"].str.removeprefix("weasel-") + " " + rows["test_split"] + ": right (%)"
+    return rows.assign(panel=panel, label=rows["student"].str.replace("-", "-\n"))
 
 
-@styled
-def fig_audits(table: pd.DataFrame) -> Figure:
-    """Draw accuracy, and the share of answers that stay as they were (`audit.table`)."""
-    labels = [textwrap.fill(words, 10, break_long_words=False) for words in table["condition"]]
-    first = table.groupby("audit")["condition"].transform("first")
-    table = table.assign(label=labels, seeds=1, chance=float("nan"), panel=table["audit"] + ": right (%)")
-    same = {"accuracy": table["same_answer"], "ci_low": table["same_low"], "ci_high": table["same_high"]}
-    below = table.assign(panel="answered as with " + first + " (%)", **same)[table["condition"] != first]
-    nothing = "no question was audited: audit_questions is 0"
-    return _bar_panels(pd.concat([table, below]), nothing, columns=table["audit"].nunique())
+def audited(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what `fig_audits` shows: right answers by audit, and answers that another rationale left."""
+    titles = {"input": "right (%) at once, when it sees", "rationale": "right (%) after a rationale that is"}
+    table = table.assign(label=table["condition"], panel=table["audit"].map(titles), seeds=1, chance=math.nan)
+    same = table[(table["audit"] == "rationale") & (table["condition"] != "its own")]
+    same = same.assign(accuracy=same["same_answer"], ci_low=same["same_low"], ci_high=same["same_high"])
+    return pd.concat([table, same.assign(panel="same answer (%) as after its own, when it is")])
 
 
-@styled
-def fig_sweep(metrics: pd.DataFrame) -> Figure:
-    """Draw accuracy against what a grid swept (SWEEPS), a panel per test split, a line per method."""
+def sweep(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return what `fig_sweep` shows: accuracies by what a grid swept (`value`), a panel per test split."""
     swept = next(name for name in SWEEPS if name in metrics)
-    _, splits, label = SWEEPS[swept]
-    rows = own_splits(metrics, splits).sort_values(swept)
-    _refuse_mixed(rows, "test_split", swept)
-    if rows.empty:
-        return note(f"not tested on any of {', '.join(splits)}")
-    values, methods = list(rows[swept].unique()), style.methods_in(rows)
-    width = (values[-1] - values[0]) or 1
-    shown = [split for split in splits if split in set(rows["test_split"])]
-    fig, axes = subplots(1, len(shown), PAGE, 2.5, sharey=True)
-    for ax, split in zip(axes, shown, strict=True):
-        panel = rows[rows["test_split"] == split]
-        for i, method in enumerate(methods):
-            part = panel[panel["method"] == method]
-            beside = (i - (len(methods) - 1) / 2) * 0.012 * width  # so that intervals do not overlap
-            style.points(ax, part[swept] + beside, part, method, linestyle="-")
-        style.guessing(ax, panel["chance"].iloc[0], values[0], values[-1])
-        ax.set_xticks(values, [f"{value:g}" for value in values])
-        ax.set(title=f"{SPLITS[split]}\n{style.asked(panel)}", ylim=(0, 100))
-    axes[0].set_ylabel("accuracy (%)")
-    axes[len(axes) // 2].set_xlabel(label)
+    rows = own_splits(metrics, SWEEPS[swept]["splits"]).sort_values(swept, kind="stable")
+    panel = rows["test_split"].map(SPLITS).str.replace("\n", ": ") + " (right, %)"
+    label = rows[swept].map("{:g}".format)
+    return rows.assign(value=rows[swept], label=label, panel=panel, axis=SWEEPS[swept]["axis"])
+
+
+ROWS: Mapping[str, Callable[[pd.DataFrame], pd.DataFrame]] = {  # of figures of accuracies: what they show
+    "novelty": by_novelty,
+    "headline": headline,
+    "fig5_ood": transfer,
+    "fig6_architectures": architectures,
+    "audits": audited,
+    **dict.fromkeys(("sweep", "spurious_sweep", "data_size"), sweep),
+}
+
+
+@styled
+def _accuracies(name: str, table: pd.DataFrame, width: float = COLUMN) -> Figure:
+    """Draw a figure of ROWS in panels, as bars or along what was swept, or say why there is nothing."""
+    rows = ROWS[name](table)
+    panels = list(rows.groupby("panel", sort=False))
+    if not panels:
+        return note(WORDS["figures"][name]["nothing"])
+    _refuse_mixed(rows, "panel", "label")
+    most = 2 if len(panels) in (2, 4) else 3
+    fig, axes = subplots(len(panels), width, 1.8, most)
+    for ax, (title, panel) in zip(axes, panels, strict=True):
+        if "value" in rows:
+            style.lines(ax, panel)
+        else:
+            style.bars(ax, panel, width if width <= COLUMN else width / min(most, len(panels)))
+        ax.set(title=title, ylim=(0, 100))
+    return style.legend_below(fig)
+
+
+# Each is called with a table, and with a width in inches if it is not to be COLUMN.
+fig_novelty = partial(_accuracies, "novelty")
+fig_headline = partial(_accuracies, "headline")
+fig5_ood = partial(_accuracies, "fig5_ood")
+fig6_architectures = partial(_accuracies, "fig6_architectures")
+fig_audits = partial(_accuracies, "audits")
+fig_sweep = partial(_accuracies, "sweep")
+
+
+def fig_funnel(counts: pd.DataFrame, width: float = COLUMN) -> Figure:
+    """Draw what is left after each step of the filter, and why the rest was dropped (`funnel_counts`)."""
+    drops = counts["drops"].fillna("").map(lambda drops: f" · dropped: {drops}" if drops else "")
+    words = counts["left"].astype(str) + drops
+    return _horizontal(counts["step"], counts["left"], words, [RIGHT] * len(counts), "candidates left", width)
+
+
+def fig_cost(df: pd.DataFrame, width: float = COLUMN) -> Figure:
+    """Draw the seconds of each step (columns step and value): what all methods share, then each method's."""
+    methods = df["step"].map(lambda step: step.split()[-1]).where(lambda last: last.isin(list(METHODS)), "")
+    df = df.assign(color=methods.map({name: method.color for name, method in METHODS.items()}).fillna(RIGHT))
+    df = df.iloc[methods.map(["", *METHODS].index).argsort(kind="stable")]
+    words = df["value"].map(lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.3g}")
+    return _horizontal(df["step"], df["value"], words, df["color"], "seconds", width)
+
+
+@styled
+def _horizontal(names: Any, values: Any, words: Any, colors: Any, unit: str, width: float) -> Figure:
+    """Draw horizontal bars, read from above, with words on them."""
+    room = int(style.LETTERS * (width - 1.1))
+    lines = [textwrap.wrap(text, room, max_lines=3, placeholder=" …") for text in words]
+    fig, (ax,) = subplots(1, width, 0.1 + (0.2 + 0.08 * max(map(len, lines))) * len(lines))
+    ax.barh(range(len(values)), values, color=list(colors), alpha=0.35)
+    total = max(values.max(), 1)
+    for place, wrapped in enumerate(lines):
+        ax.text(total * 0.01, place, "\n".join(wrapped), va="center", parse_math=False)
+    ax.set_yticks(range(len(values)), names)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False)
+    ax.set(xlabel=unit, xlim=(0, total), ylim=(len(values) - 0.5, -0.5))
+    return fig
+
+
+@styled
+def fig_loss_curves(log: pd.DataFrame, width: float = COLUMN) -> Figure:
+    """Draw the loss (`log.csv` and a column method), smoothed over a twentieth, and validation."""
+    panels = {"loss": "training: loss per target token (nats)"}
+    if log["val_loss"].notna().any():
+        panels["val_loss"] = "validation: loss per question (nats)"
+        panels["val_accuracy"] = "validation: accuracy (share)"
+    fig, axes = subplots(len(panels), width, 1.9, 3)
+    for ax, (column, title) in zip(axes, panels.items(), strict=True):
+        for method in style.methods_in(log):
+            own = log[log["method"] == method]
+            curve = own[own[column].notna()]
+            smooth = curve[column].rolling(max(1, len(curve) // 20), min_periods=1).mean()
+            look: dict[str, Any] = {"color": METHODS[method].color, "marker": METHODS[method].marker}
+            look["markevery"] = max(1, len(curve) // 5)
+            ax.plot(100 * curve["step"] / own["step"].max(), smooth, label=method, **look)
+        ax.set(title=title, ylim=(0, 1 if column == "val_accuracy" else None))
+    axes[-1].set_xlabel("share of training (%)")
     return style.legend_below(fig)
 
 
 @styled
-def fig_funnel(counts: pd.DataFrame) -> Figure:
-    """Draw what is left after each step of the filter, and why the rest was dropped (`funnel_counts`)."""
-    fig, (ax,) = subplots(1, 1, PAGE, 0.5 + 0.34 * len(counts))
-    ax.barh(range(len(counts)), counts["left"], color=RIGHT, alpha=0.35)
-    total = max(int(counts["left"].max()), 1)
-    for place, row in enumerate(each_row(counts)):
-        dropped = f" · dropped: {row.drops}" if isinstance(row.drops, str) and row.drops else ""
-        words = textwrap.shorten(f"{row.left}{dropped}", 85, placeholder=" …")
-        ax.text(total * 0.01, place, words, va="center", parse_math=False)
-    style.horizontal(ax, counts["step"])
-    ax.set(xlabel="candidates left", xlim=(0, total))
-    return fig
-
-
-@styled
-def fig_cost(df: pd.DataFrame, unit: str = "seconds") -> Figure:
-    """Draw what each step cost (columns step and value); a step of a method has its color."""
-    fig, (ax,) = subplots(1, 1, COLUMN, 0.6 + 0.26 * len(df))
-    drawn = [METHODS.get(step.split()[-1]) for step in df["step"]]
-    colors = [method.color if method else RIGHT for method in drawn]
-    bars = ax.barh(range(len(df)), df["value"], color=colors, alpha=0.6)
-    ax.bar_label(bars, labels=[f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in df["value"]], padding=2)
-    ax.margins(x=0.18)
-    style.horizontal(ax, df["step"])
-    ax.set_xlabel(unit)
-    return fig
-
-
-@styled
-def fig_loss_curves(log: pd.DataFrame) -> Figure:
-    """Draw the loss by step (`log.csv` and a column method), smoothed over a twentieth, and validation."""
-    panels = {"loss": "training: loss per\ntarget token (nats)"}
-    if log["val_loss"].notna().any():
-        panels["val_loss"] = "validation: loss per\nquestion (nats)"
-        panels["val_accuracy"] = "validation:\naccuracy (share)"
-    fig, axes = subplots(1, len(panels), COLUMN if len(panels) == 1 else PAGE, 2.4)
-    for ax, (column, title) in zip(axes, panels.items(), strict=True):
-        for method in style.methods_in(log):
-            look: dict[str, Any] = {"color": METHODS[method].color, "marker": METHODS[method].marker}
-            curve = log[(log["method"] == method) & log[column].notna()]
-            smooth = curve[column].rolling(max(1, len(curve) // 20), min_periods=1).mean()
-            ax.plot(curve["step"], curve[column], color=look["color"], alpha=0.2, linewidth=0.6)
-            ax.plot(curve["step"], smooth, markevery=max(1, len(curve) // 5), label=method, **look)
-        ax.set(xlabel="optimiser step", title=title, ylim=(0, 1 if column == "val_accuracy" else None))
-    return style.legend_below(fig, columns=2 if len(panels) == 1 else 6)
-
-
-@styled
-def fig_qualitative(answers: pd.DataFrame) -> Figure:
-    """Write out questions, and each method's answer in a box, marked right or wrong (`stories.answers`)."""
-    lines = [line for _, group in answers.groupby("id", sort=False) for line in _story(group)]
+def fig_qualitative(answers: pd.DataFrame, width: float = COLUMN) -> Figure:
+    """Write out questions, and each method's answer, marked right or wrong (`stories.answers`)."""
+    told = [text for _, group in answers.groupby("id", sort=False) for text in _story(group)]
+    lines = []
+    for text in told:
+        color = {"✓": RIGHT, "✗": WRONG}.get(text[:1], "black")
+        lines += [(line, color) for line in textwrap.wrap(text, int(width * 12)) or [""]]
     if not lines:
         return note("there are no such answers")
-    fig, (ax,) = subplots(1, 1, PAGE, 0.155 * len(lines), layout="none")
-    ax.set(position=(0, 0, 1, 1), xlim=(0, PAGE), ylim=(len(lines) - 0.5, -0.5))
+    fig, (ax,) = subplots(1, width, 0.155 * len(lines) - 0.4)
+    fig.set_layout_engine("none")
+    ax.set(position=(0, 0, 1, 1), xlim=(0, width), ylim=(len(lines) - 0.5, -0.5))
     ax.set_axis_off()
-    for place, (text, color, weight, box) in enumerate(lines):
-        ax.text(0.1, place, text, color=color, weight=weight, va="center_baseline", parse_math=False)
-        ax.axhspan(place - 0.5, place + 0.5, facecolor=box, alpha=0.1, linewidth=0, snap=True)
+    for place, (line, color) in enumerate(lines):
+        weight = "normal" if color == "black" else "bold"
+        ax.text(0.1, place, line, color=color, weight=weight, va="center_baseline", parse_math=False)
     return fig
 
 
-def _story(group: pd.DataFrame) -> list[tuple[str, str, str, str]]:
-    """Return the lines of a question and its answers: text, color, weight, color of the box around it."""
-    rows, nothing = each_row(group.fillna({"stereotype": -1, "text": ""})), ("", "black", "normal", "white")
-    lines = [(line, "black", "bold", "white") for line in textwrap.wrap(_clean(rows[0].stem), 82)]
+def _story(group: pd.DataFrame) -> list[str]:
+    """Return the texts of a question and its answers: what begins with ✓ is right, with ✗ wrong."""
+    rows = each_row(group.fillna({"stereotype": -1, "text": ""}))
     options = [_clean(option) for option in rows[0].options.split("\n")]
-    looks = {rows[0].stereotype: ("✗ {} – what the topic suggests", WRONG, "normal")}
-    looks[rows[0].gold] = ("✓ {} – right", RIGHT, "bold")
-    for i, option in enumerate(options):
-        words, color, weight = looks.get(i, ("    {}", "black", "normal"))
-        lines.append((words.format(option), color, weight, "white"))
+    marks = {rows[0].stereotype: "✗ {} – what the topic suggests", rows[0].gold: "✓ {} – right"}
+    told = [_clean(rows[0].stem), *(marks.get(i, "    {}").format(o) for i, o in enumerate(options))]
     for row in rows:
-        symbol, color = ("✓", RIGHT) if row.predicted == row.gold else ("✗", WRONG)
-        likeliest = "" if row.parsed else " (likeliest option)"
-        title = f"{symbol} {row.method}: {options[row.predicted]}{likeliest}"
-        lines += [nothing, *((line, color, "bold", color) for line in textwrap.wrap(title, 82))]
-        text = textwrap.wrap(_clean(row.text), 92) or ["(no text)"]
-        lines += [(line, "black", "normal", color) for line in text]
-    return [*lines, nothing]
+        symbol, likeliest = "✗✓"[row.predicted == row.gold], "" if row.parsed else " (likeliest option)"
+        told += [
+            "",
+            f"{symbol} {row.method}: {options[row.predicted]}{likeliest}",
+            _clean(row.text) or "(no text)",
+        ]
+    return [*told, ""]
 
 
 def _clean(text: str) -> str:
@@ -204,25 +229,6 @@ def _clean(text: str) -> str:
     return "".join(c if font.get_char_index(ord(c)) else "□" for c in words)
 
 
-def _bar_panels(rows: pd.DataFrame, nothing: str = "", columns: int = 2) -> Figure:
-    """Draw bars in groups by the column label, in panels by the column panel, or say why there are none."""
-    panels = list(rows.groupby("panel", sort=False))
-    if not panels:
-        return note(nothing)
-    _refuse_mixed(rows, "panel", "label")
-    size = 8 if columns == 2 else 6.2  # points; smaller where many groups stand side by side
-    columns = min(columns, len(panels))
-    lines = -(-len(panels) // columns)
-    fig, axes = subplots(lines, columns, PAGE, 0.5 + 2.1 * lines)
-    for ax, (title, panel) in zip(axes, panels, strict=False):
-        style.bars(ax, panel)
-        ax.set_title(str(title))
-        ax.tick_params(axis="x", labelsize=size)
-    for ax in axes[len(panels) :]:
-        ax.set_visible(False)
-    return style.legend_below(fig)
-
-
 def _refuse_mixed(rows: pd.DataFrame, *shown: str) -> None:
     """Raise DataError when a figure's points are not one row each, as with two students in one figure."""
     facts = rows.columns.difference([*measures.METRIC_VALUES, "n", "seeds", "scoring"], sort=False)
@@ -230,3 +236,33 @@ def _refuse_mixed(rows: pd.DataFrame, *shown: str) -> None:
     for column in differing[differing > 1].index:
         found = ", ".join(map(str, rows[column].unique()))
         raise DataError(f"this figure shows one {column}, got {found}; choose one")
+
+
+def words(name: str, table: pd.DataFrame) -> dict[str, str]:
+    """Return a figure's `caption`, the `finding` in it, and its numbers for who cannot see it (`alt`)."""
+    figure = WORDS["figures"][name]
+    if name not in ROWS:
+        finding = figure["finding"].format(first=table.iloc[0], last=table.iloc[-1], sum=table.sum())
+        alt = f"{figure['shows']} {_told(table[figure['numbers'].split()])}."
+        return {"caption": f"{figure['shows']} {finding}", "finding": finding, "alt": alt}
+    rows = ROWS[name](table)
+    if "value" in rows:
+        ends = rows.groupby(["panel", "method"], sort=False)["accuracy"].agg(["first", "last"])
+        finding = f"From {rows['label'].iloc[0]} to {rows['label'].iloc[-1]}: {_told(ends.reset_index())}."
+    else:
+        right = rows[rows["panel"].str.contains("right")]
+        best = right.loc[right.groupby(["panel", "label"], sort=False)["accuracy"].idxmax()]
+        several = ["panel"] if right["panel"].nunique() > 1 else []
+        finding = f"Highest: {_told(best[[*several, 'label', 'method', 'accuracy']])}."
+    students = ", ".join(rows["student"].unique())
+    caption = f"{figure['shows']} {WHISKERS}; {style.asked(rows)}; trained: {students}. {finding}"
+    numbers = _told(rows[["panel", "label", "method", "accuracy"]])
+    return {"caption": caption, "finding": finding, "alt": f"{figure['shows']} {numbers}."}
+
+
+def _told(table: pd.DataFrame) -> str:
+    """Return a table in words, shares in percent."""
+    shares = table.columns.intersection(["accuracy", "first", "last"])
+    table = table.assign(**{name: (100 * table[name]).map("{:.1f} %".format) for name in shares})
+    rows = (" ".join(str(value)[:200] for value in row) for row in table.fillna("").to_numpy())
+    return " ".join("; ".join(rows).replace("-\n", "-").split())

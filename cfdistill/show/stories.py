@@ -1,11 +1,10 @@
-"""The answers themselves: outcomes and reasons by rule, examples picked by rule, and HTML to read them in."""
+"""The answers themselves: outcomes and reasons by rule, examples picked by rule, and HTML of them."""
 
 import re
 from collections.abc import Iterable, Sequence
-from html import escape
 from itertools import product
-from typing import Any
 
+import jinja2
 import pandas as pd
 
 from cfdistill.errors import DataError
@@ -13,28 +12,28 @@ from cfdistill.methods import METHODS
 from cfdistill.schema import Prediction, Question
 from cfdistill.show.figures import LONGEST
 
-COLUMNS = (
-    *("id", "split", "scene", "stem", "cue", "options", "gold", "stereotype"),  # options: a line each
-    *("method", "predicted", "text", "parsed", "outcome", "reason"),
-)
+COLUMNS = ["id", "dataset", "split", "scene", "stem", "cue", "options", "gold", "stereotype"]
+COLUMNS += ["method", "view", "predicted", "text", "parsed", "outcome", "reason"]  # view: "" is the main one
 OUTCOMES = ("right", "lured", "other")
 REASONS = ("names no option", "contradicts itself", "names the cue", "ignores the cue")
+TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("cfdistill", "show"), autoescape=True)
 
 
 def answers(
-    questions: Iterable[Question], predictions: Iterable[Prediction], methods: Sequence[str]
+    questions: Iterable[Question], given: Iterable[Prediction], methods: Sequence[str], *views: str
 ) -> pd.DataFrame:
-    """Return COLUMNS of what methods answered by their main scorings; DataError when an answer is missing."""
-    found = {(p.question_id, p.split, p.method, p.scoring): p for p in predictions}
+    """Return COLUMNS of what methods answered by their main scorings (DataError if not), and by `views`."""
+    found = {(p.question_id, p.split, p.method, p.scoring): p for p in given}
     rows = []
-    for q, method in product(questions, methods):
-        p = found.get((q.id, q.split, method, METHODS[method].scoring))
-        if p is None:
+    for q, method, view in product(questions, methods, ("", *views)):
+        p = found.get((q.id, q.split, method, view or METHODS[method].scoring))
+        if p is not None:
+            options = "\n".join(" ".join(option.split()) for option in q.options)
+            outcome = {q.stereotype: "lured", q.answer: "right"}.get(p.predicted, "other")
+            known = {"options": options, "outcome": outcome, "reason": _reason(q, p), "view": view}
+            rows.append(p.to_json() | q.to_json() | known)
+        elif not view:
             raise DataError(f"{method} did not answer question {q.id}; evaluate it on {q.dataset} {q.split}")
-        options = "\n".join(" ".join(option.split()) for option in q.options)
-        outcome = {q.stereotype: "lured", q.answer: "right"}.get(p.predicted, "other")
-        known = {"options": options, "outcome": outcome, "reason": _reason(q, p)}
-        rows.append(p.to_json() | q.to_json() | known)
     return pd.DataFrame(rows, columns=COLUMNS).astype({"stereotype": "Int64"})
 
 
@@ -60,33 +59,35 @@ def pick(table: pd.DataFrame, wanted: Sequence[str], count: int) -> pd.DataFrame
     return table[table["id"].isin(chosen)]
 
 
-def side_by_side(table: pd.DataFrame) -> str:
-    """Return HTML of questions (right bold, stereotype italic), each beside what the methods answered."""
-    lines = []
-    for _, group in table.groupby(["split", "id"], sort=False):
-        rows = group.to_dict("records")
-        tags = {rows[0]["stereotype"]: "i", rows[0]["gold"]: "b"}
-        tagged = [(tags.get(i, "span"), _html(o)) for i, o in enumerate(rows[0]["options"].split("\n"))]
-        options = "; ".join(f"<{tag}>{option}</{tag}>" for tag, option in tagged)
-        cells = [f"<b>{row['outcome']}</b>, {row['reason']}<br>{_html(row['text'])}" for row in rows]
-        cells.insert(0, f"{_html(rows[0]['stem'])}<br>{options}")
-        lines.append("".join(f"<td dir=auto>{cell}</td>" for cell in cells))
-    head = "".join(f"<th>{escape(word)}</th>" for word in ("question", *table["method"].unique()))
-    return f'<table class="answers"><tr>{head}</tr>{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
+def side_by_side(table: pd.DataFrame, *, filters: bool = False) -> str:
+    """Return HTML of questions (cue marked, right bold, stereotype italic) with all answers to each.
+
+    With `filters`, a reader chooses tests and outcomes, and counts follow.
+    """
+    test = table["dataset"] + " " + table["split"]
+    anchor = (test + " " + table["id"]).str.replace(r"[^\w.~-]+", "-", regex=True)
+    shown = table.assign(test=test, anchor=anchor)
+    main = shown[shown["view"] == ""]
+    counts = main.groupby("method", sort=False)["outcome"].value_counts().unstack(fill_value=0)
+    counts = counts.reindex(columns=OUTCOMES, fill_value=0)
+    return TEMPLATES.get_template("answers.html").render(
+        filters=filters,
+        questions=[group.to_dict("records") for _, group in shown.groupby("anchor", sort=False)],
+        tests=main.drop_duplicates("anchor")["test"].value_counts(sort=False).to_dict(),
+        methods=counts.to_dict("index"),
+        classes=[f"{method}-{outcome}" for method in counts.index for outcome in OUTCOMES],
+    )
 
 
-def browse(table: pd.DataFrame) -> str:
-    """Return HTML of all questions and answers, one fold per split and outcomes; it needs no script."""
-    rows = table.assign(what=table["method"] + " " + table["outcome"])
-    rows["what"] = rows.groupby(["split", "id"])["what"].transform(", ".join)
-    folds = []
-    for (split, what), part in rows.groupby(["split", "what"], sort=False):
-        title = f"{escape(str(split))}: {escape(str(what))} ({part['id'].nunique()})"
-        folds.append(f"<details><summary>{title}</summary>{side_by_side(part)}</details>")
-    return "".join(folds)
+def _cut(text: str) -> str:
+    """Return a text of a data set or student, shortened, without what no page may hold."""
+    text = text.replace("\0", "\ufffd")
+    return text[:LONGEST] + (f" … ({len(text):,} characters)" if len(text) > LONGEST else "")
 
 
-def _html(text: Any) -> str:
-    """Return a text of a data set or student as HTML, shortened, without what no page may hold."""
-    text = str(text).replace("\0", "\ufffd")
-    return escape(text[:LONGEST]) + (f" … ({len(text):,} characters)" if len(text) > LONGEST else "")
+def _around(text: str, cue: str) -> list[str]:
+    """Return what stands before the cue, the cue, and what stands after it."""
+    return re.split(f"({re.escape(cue)})", text, maxsplit=1, flags=re.IGNORECASE) if cue else [text]
+
+
+TEMPLATES.filters |= {"cut": _cut, "around": _around}

@@ -3,8 +3,11 @@
 import io
 import json
 import math
+import re
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import matplotlib
@@ -12,6 +15,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from cfdistill import files
 from cfdistill.errors import DataError
@@ -19,40 +23,78 @@ from cfdistill.evaluate.metrics import write_csv
 from cfdistill.methods import METHODS
 
 COLUMN, PAGE = 3.25, 6.75  # widths in inches
+LETTERS = 14  # of the style's font in an inch, on average
 RIGHT, WRONG = "#0072b2", "#d55e00"
 GUESSING = "guessing"
 # Decorates what draws, so that the reader's own settings do not matter.
 styled = matplotlib.rc_context(fname=Path(__file__).with_name("paper.mplstyle"))
+SAVING: Mapping[str, dict[str, Any]] = {  # without dates, so that the same figure gives the same bytes
+    "pdf": {"metadata": dict.fromkeys(("CreationDate", "Producer", "Creator"))},
+    "png": {"dpi": 200, "metadata": {"Software": None}},
+    "svg": {"metadata": {"Date": None}},
+}
 
 
 @styled
-def save(fig: Figure, df: pd.DataFrame, folder: Path, name: str, alt: str) -> Path:
-    """Write `<name>.pdf`, `.png` (200 dpi), `.csv` and its line of `alt_texts.json`; return the PNG."""
-    none = dict.fromkeys(("CreationDate", "Producer", "Creator"))  # the same figure gives the same bytes
-    formats: dict[str, Any] = {"pdf": {"metadata": none}, "png": {"dpi": 200, "metadata": {"Software": None}}}
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind, options in formats.items():
+def save(
+    fig: Figure,
+    table: pd.DataFrame,
+    place: Path,
+    words: Mapping[str, str],
+    formats: Sequence[str] = ("pdf", "png"),
+    font: str = "DejaVu Sans",
+    labels: Mapping[str, str] | None = None,
+) -> None:
+    """Write a figure to `place` plus an ending, with its table, its LaTeX and its part of `captions.json`."""
+    if unknown := set(formats) - set(SAVING):
+        raise DataError(f"no format {', '.join(unknown)}; there are {', '.join(SAVING)}")
+    for text in fig.findobj(Text):
+        text.set_text(relabel(text.get_text(), labels))
+        text.set_fontfamily([font, "DejaVu Sans"])
+    words = {kind: relabel(said, labels) for kind, said in words.items()}
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for kind in formats:
         drawn = io.BytesIO()  # first, because a full disk in the midst of drawing confuses matplotlib
-        fig.savefig(drawn, format=kind, **options)
-        (folder / f"{name}.{kind}").write_bytes(drawn.getvalue())
-    write_csv(df, folder / f"{name}.csv")
-    index = folder / "alt_texts.json"
-    texts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
-    files.write_json(index, dict(sorted((texts | {name: alt}).items())))
-    return folder / f"{name}.png"
+        fig.savefig(drawn, format=kind, **SAVING[kind])
+        place.with_suffix(f".{kind}").write_bytes(drawn.getvalue())
+    write_csv(table, place.with_suffix(".csv"))
+    wide = "*" if fig.get_figwidth() > COLUMN else ""
+    latex = Template(Path(__file__).with_name("figure.tex").read_text(encoding="utf-8"))
+    filled = latex.substitute(wide=wide, name=place.name, caption=tex(words["caption"]))
+    place.with_suffix(".tex").write_text(filled, encoding="utf-8")
+    index = place.with_name("captions.json")
+    known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    files.write_json(index, dict(sorted((known | {place.name: words}).items())))
 
 
-def subplots(rows: int, columns: int, width: float, height: float, **how: Any) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure of this size in inches, and its axes row by row."""
-    fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **how)
+def relabel(text: str, labels: Mapping[str, str] | None) -> str:
+    """Return a text with methods called by other names."""
+    for method, label in (labels or {}).items():
+        text = re.sub(rf"(?<![\w-]){re.escape(method)}(?![\w-])", label, text)
+    return text
+
+
+def tex(text: str) -> str:
+    """Return a text as LaTeX that compiles without further packages."""
+    text = re.sub(r"([&%#_$])", r"\\\1", text).replace("–", "--").replace("ρ", r"$\rho$")
+    return re.sub(r"p ([<=]) ([\d.]+)", r"$p\1\2$", text)
+
+
+def subplots(count: int, width: float, height: float, most: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure of panels of a height in inches: `most` beside each other, in a column one."""
+    columns = 1 if width <= COLUMN else min(most, count)
+    rows = -(-count // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height * rows + 0.4), squeeze=False)
     plt.close(fig)  # for pyplot it is done with: a notebook shows it once, where it is returned
-    return fig, list(axes.flat)
+    for ax in axes.flat[count:]:
+        ax.set_visible(False)
+    return fig, list(axes.flat[:count])
 
 
 @styled
 def note(words: str) -> Figure:
     """Return a figure that says why there is nothing to draw; its label says so, too."""
-    fig, (ax,) = subplots(1, 1, COLUMN, 0.6)
+    fig, (ax,) = subplots(1, COLUMN, 0.2)
     fig.set_label(words)
     ax.set_axis_off()
     ax.text(0.5, 0.5, textwrap.fill(words, 50), ha="center", va="center")
@@ -70,12 +112,12 @@ def points(ax: Axes, x: Any, rows: pd.DataFrame, method: str, **how: Any) -> Non
     """Draw accuracies in percent as the method's markers, with their intervals; `how` goes to matplotlib."""
     y = 100 * rows["accuracy"]
     reach = [(y - 100 * rows["ci_low"]).clip(lower=0), (100 * rows["ci_high"] - y).clip(lower=0)]
-    look: dict[str, Any] = {"color": METHODS[method].color, "fmt": METHODS[method].marker}
-    ax.errorbar(x, y, reach, **look | {"elinewidth": 1, "capsize": 2, "label": method} | how)
+    look: dict[str, Any] = {"color": METHODS[method].color, "fmt": METHODS[method].marker, "label": method}
+    ax.errorbar(x, y, reach, **look | {"elinewidth": 1, "capsize": 2, "clip_on": False, "zorder": 3} | how)
 
 
-def bars(ax: Axes, rows: pd.DataFrame) -> None:
-    """Draw accuracies in percent: a group of bars per value of the column label, a bar per method."""
+def bars(ax: Axes, rows: pd.DataFrame, room: float) -> None:
+    """Draw accuracies in percent in `room` inches: a group by the column label, a bar per method."""
     groups, methods = list(rows["label"].drop_duplicates()), methods_in(rows)
     width = 0.8 / len(methods)
     for i, method in enumerate(methods):
@@ -85,10 +127,25 @@ def bars(ax: Axes, rows: pd.DataFrame) -> None:
         points(ax, at, part, method)
     for i, share in enumerate(rows.drop_duplicates("label")["chance"]):
         guessing(ax, share, i - 0.45, i + 0.45)
-    counts = [asked(rows[rows["label"] == group]).replace(", ", "\n") for group in groups]
-    ax.set_xticks(range(len(groups)), map("\n".join, zip(groups, counts, strict=True)))
+    names = []
+    for group in groups:
+        lines = [*group.split("\n"), *asked(rows[rows["label"] == group]).split(", ")]
+        letters = max(7, int(LETTERS * room / len(groups)))
+        names.append("\n".join(textwrap.fill(line, letters, break_long_words=False) for line in lines))
+    ax.set_xticks(range(len(groups)), names)
     ax.tick_params(axis="x", length=0)
-    ax.set_ylim(0, 100)
+
+
+def lines(ax: Axes, rows: pd.DataFrame) -> None:
+    """Draw accuracies in percent against the column value: a line per method."""
+    values, methods = sorted(rows["value"].unique()), methods_in(rows)
+    apart = 0.012 * ((values[-1] - values[0]) or 1)  # so that intervals do not overlap
+    for i, method in enumerate(methods):
+        part = rows[rows["method"] == method]
+        points(ax, part["value"] + (i - (len(methods) - 1) / 2) * apart, part, method, linestyle="-")
+    guessing(ax, rows["chance"].iloc[0], values[0], values[-1])
+    ax.set_xticks(values, rows["label"].unique())
+    ax.set_xlabel(f"{rows['axis'].iloc[0]}, {asked(rows)}")
 
 
 def guessing(ax: Axes, share: float, start: float, end: float) -> None:
@@ -97,21 +154,15 @@ def guessing(ax: Axes, share: float, start: float, end: float) -> None:
         ax.plot([start, end], [100 * share] * 2, color="black", linestyle="--", linewidth=0.8, label=GUESSING)
 
 
-def horizontal(ax: Axes, names: Any) -> None:
-    """Set up an axis of horizontal bars that are read from above, with their names."""
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(False)
-
-
-def legend_below(fig: Figure, columns: int = 6) -> Figure:
+def legend_below(fig: Figure) -> Figure:
     """Put one legend of all that is drawn under the figure, in the order of methods, guessing last."""
     named: dict[str, Any] = {}
     for ax in fig.axes:
         handles, labels = ax.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))
     labels = sorted(named, key=[*METHODS, GUESSING].index)
+    room, sizes = LETTERS * fig.get_figwidth(), [len(label) + 4 for label in labels]
+    columns = len(labels) if sum(sizes) <= room else int(room / max(sizes))
     fig.legend([named[label] for label in labels], labels, loc="outside lower center", ncols=columns)
     return fig
 

@@ -10,7 +10,7 @@ from cfdistill.progress import Progress
 from cfdistill.schema import ENDING, Question, read_answer
 from cfdistill.student import packing
 from cfdistill.student.models import Student
-from cfdistill.student.packing import Packed, Pair, by_length, tokenize, tokenize_prompt
+from cfdistill.student.packing import Packed, Pair, by_length, tokenize
 
 Texts = Sequence[str]
 Questions = Sequence[Question]
@@ -20,7 +20,8 @@ def generate(
     student: Student, prompts: Texts, max_new_tokens: int, batch_size: int, label: str = "answer"
 ) -> list[str]:
     """Return every prompt's greedy continuation, whatever its batch; TrainingError if it is too long."""
-    ids, config = [tokenize_prompt(prompt, student.tokenizer) for prompt in prompts], student.model.config
+    ids = [tokenize(prompt, student.tokenizer, whole=True) for prompt in prompts]
+    config = student.model.config
     longest = max(map(len, ids), default=0)
     needed = max(longest, max_new_tokens) if config.is_encoder_decoder else longest + max_new_tokens
     window = getattr(config, "max_position_embeddings", needed)  # T5, which counts distances, has none
@@ -117,9 +118,10 @@ def option_scores(
 
 def _answer(student: Student, prompt: str, said: str, option: str) -> Pair:
     tokenizer, target = student.tokenizer, tokenize(f" {option}", student.tokenizer)
-    if student.model.config.is_encoder_decoder:  # what was said stands in the decoder
-        return Pair(tokenize_prompt(prompt, tokenizer), target, begun=tuple(tokenize(said, tokenizer)))
-    return Pair(tokenize_prompt(f"{prompt}{said}", tokenizer), target)
+    if not student.model.config.is_encoder_decoder:  # else what was said stands in the decoder
+        prompt, said = f"{prompt}{said}", ""
+    begun = tuple(tokenize(said, tokenizer))
+    return Pair(tokenize(prompt, tokenizer, whole=True), target, begun=begun)
 
 
 def _log_likelihoods(student: Student, rows: Sequence[Packed]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 
 from cfdistill.errors import TrainingError
 from cfdistill.methods import METHODS
@@ -34,10 +35,7 @@ def make_examples(
 
 def by_question(examples: Sequence[Example]) -> list[list[Example]]:
     """Return the examples of each question, which share a step."""
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(example.question_id, []).append(example)
-    return list(groups.values())
+    return [list(own) for _, own in groupby(examples, lambda example: example.question_id)]
 
 
 def questions_per_step(examples: Sequence[Example], params: Params) -> int:

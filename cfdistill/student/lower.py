@@ -45,7 +45,12 @@ def _part(model: Any, layers: torch.nn.ModuleList) -> Any:
 def lower_states(lower: PreTrainedModel, rows: Sequence[Packed], batch_size: int, kept: Path) -> States:
     """Return what enters the first trained layer in every epoch. Deviation: the paper trains every layer."""
     batches, width = by_length(rows, batch_size), lower.config.hidden_size
-    file = kept / _key(lower, rows, batch_size)
+    read = [(row.input_ids, row.position_ids, row.branches) for row in rows]
+    made_from = (lower.config.to_json_string(), lower.device.type, batch_size, read)
+    key = hashlib.sha256(repr(made_from).encode())  # of all that makes the states
+    for weights in lower.base_model.parameters():
+        key.update(weights.cpu().numpy().tobytes())
+    file = kept / key.hexdigest()[:32]
     digest, tokens = file.with_suffix(".sha256"), sum(map(len, rows))
     kept.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):  # trainings of several seeds need the same states
@@ -70,13 +75,3 @@ def _compute(lower: PreTrainedModel, batches: Sequence[list[Packed]], file: Path
         aside.replace(file)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _key(lower: PreTrainedModel, rows: Sequence[Packed], batch_size: int) -> str:
-    """Return a hash of all that makes the states: weights, configuration, device, tokens and batches."""
-    tokens = [(row.input_ids, row.position_ids, row.branches) for row in rows]
-    made_from = (lower.config.to_json_string(), lower.device.type, batch_size, tokens)
-    digest = hashlib.sha256(repr(made_from).encode())
-    for weights in lower.base_model.parameters():
-        digest.update(weights.cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cfdistill.data import weasel
 from cfdistill.errors import TrainingError
@@ -16,8 +16,6 @@ from cfdistill.student import bundled
 GPU_DRIVERS = (Path("/dev/nvidia0"), Path("/proc/driver/nvidia"), Path("/dev/kfd"))
 CPU_FACTS = Path("/proc/cpuinfo")
 READ_FILES = ("*.json", "*.safetensors", "tokenizer*", "vocab.*", "merges.txt", "*.model")  # of a folder
-
-Numbers = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,6 @@ FAMILIES: Mapping[str, Family] = {  # by `model_type` of the configuration
 class Student:
     """A language model with its tokenizer, in evaluation mode."""
 
-    name: str
     model: Any  # a transformers.PreTrainedModel, whose own type hints are incomplete
     tokenizer: Any  # a transformers.PreTrainedTokenizerBase
 
@@ -59,21 +56,20 @@ class Student:
 
 def load(params: Params) -> Student:
     """Return the untrained student; raises TrainingError when it cannot be had or was changed."""
-    name, hub = params.student, STUDENTS.get(params.student)
-    if name == "tiny-random":
-        return _ready(name, *bundled.tiny_random())
-    if name == "smollm2-135m":
-        return load_folder(name, bundled.smollm2(resolve(params.run_root) / "students"))
-    if hub:
+    if params.student == "tiny-random":
+        return _ready(*bundled.tiny_random())
+    if params.student == "smollm2-135m":
+        return load_folder(bundled.smollm2(resolve(params.run_root) / "students"))
+    if hub := STUDENTS.get(params.student):
         repository, revision = hub.split("@")
-        return _ready(name, *_pretrained(repository, revision=revision))
-    return load_folder(params.student_name, resolve(name))
+        return _ready(*_pretrained(repository, revision=revision))
+    return load_folder(resolve(params.student))
 
 
-def load_folder(name: str, folder: Path) -> Student:
+def load_folder(folder: Path) -> Student:
     """Return the student saved in `folder`; raises TrainingError when there is none."""
     _check_folder(folder)
-    return _ready(name, *_pretrained(str(folder), local_files_only=True))
+    return _ready(*_pretrained(str(folder), local_files_only=True))
 
 
 def answering(params: Params, folder: Path | None) -> Student:
@@ -81,7 +77,7 @@ def answering(params: Params, folder: Path | None) -> Student:
 
     Its weights are put `interpolation` of the way from where they began (WiSE-FT, Wortsman et al., 2022).
     """
-    student = load_folder(label(params), folder) if folder else load(params)
+    student = load_folder(folder) if folder else load(params)
     if folder and params.interpolation < 1:
         began = load(params).model.parameters()
         for weight, start in zip(student.model.parameters(), began, strict=True):
@@ -100,8 +96,7 @@ def fingerprint(params: Params) -> dict[str, Any]:
     if name == "smollm2-135m":
         return {"package": bundled.WEIGHTS_PACKAGE, "gguf": bundled.WEIGHTS_SHA256}
     if hub:
-        repository, revision = hub.split("@")
-        return {"repository": repository, "revision": revision}
+        return dict(zip(("repository", "revision"), hub.split("@"), strict=True))
     folder = resolve(name)
     _check_folder(folder)
     files = {path for pattern in READ_FILES for path in folder.glob(pattern)}
@@ -116,7 +111,7 @@ def label(params: Params) -> str:
     return f"{params.student_name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
-def precision(params: Params) -> Numbers:
+def precision(params: Params) -> str:
     """Return the format of a student's numbers; `auto`: by the processor's features. T5 overflows in fp16."""
     if params.precision != "auto":
         return params.precision
@@ -163,13 +158,13 @@ def _pretrained(source: str, **options: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _ready(name: str, model: Any, tokenizer: Any) -> Student:
+def _ready(model: Any, tokenizer: Any) -> Student:
     """Return a student on the GPU if there is one, else on no more cores than this process may use."""
     import torch
 
     torch.set_num_threads(min(torch.get_num_threads(), cores()))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Student(name, model.eval().to(device), tokenizer)
+    return Student(model.eval().to(device), tokenizer)
 
 
 def family_of(model: Any) -> Family:

@@ -39,20 +39,15 @@ class Packed:
         return len(self.input_ids)
 
 
-def tokenize(text: str, tokenizer: Any) -> list[int]:
-    """Return the token ids of `text`, without special tokens added around it."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def tokenize_prompt(text: str, tokenizer: Any) -> list[int]:
-    """Return the token ids of a prompt, with the special tokens that its tokenizer puts around a text."""
-    return list(tokenizer(text)["input_ids"])
+def tokenize(text: str, tokenizer: Any, *, whole: bool = False) -> list[int]:
+    """Return the token ids of `text`, with the special tokens around a `whole` one, such as a prompt."""
+    return list(tokenizer(text, add_special_tokens=whole)["input_ids"])
 
 
 def encode(example: Example, tokenizer: Any, weight: float = 1.0) -> Pair:
     """Tokenize prompt and target apart; the target ends with the end-of-sequence token."""
     target = [*tokenize(example.target, tokenizer), tokenizer.eos_token_id]
-    return Pair(tokenize_prompt(example.prompt, tokenizer), target, weight)
+    return Pair(tokenize(example.prompt, tokenizer, whole=True), target, weight)
 
 
 def by_length(rows: Sequence[Sized], batch_size: int) -> list[list[int]]:

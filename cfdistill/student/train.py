@@ -22,9 +22,9 @@ from cfdistill.errors import TrainingError
 from cfdistill.files import check_space, resolve
 from cfdistill.params import Params
 from cfdistill.progress import Progress
-from cfdistill.schema import ENDING, STRATEGY, Example, Question, prompt_text, same_option
+from cfdistill.schema import ENDING, STRATEGY, Example, prompt_text, same_option
 from cfdistill.student import lower
-from cfdistill.student.decode import option_scores
+from cfdistill.student.decode import Questions, option_scores
 from cfdistill.student.examples import by_question, example_weight, questions_per_step
 from cfdistill.student.loss import target_loss
 from cfdistill.student.lower import States
@@ -32,12 +32,11 @@ from cfdistill.student.models import Student, precision
 from cfdistill.student.packing import Batch, Packed, collate, encode, rows_of
 
 LAST_FILE = "trainer_state.json"  # of a checkpoint: what is written after all others
-VALIDATED = ("val_accuracy", "val_loss")
-LOG_COLUMNS = ("step", "epoch", "loss", "learning_rate", "tokens_per_s", "seconds", *VALIDATED)
+LOG_COLUMNS = ["step", "epoch", "loss", "learning_rate", "tokens_per_s", "seconds"]
+LOG_COLUMNS += ["val_accuracy", "val_loss"]
 POOL = 8  # batches among whose examples similar lengths are put together, which saves padding
 
 Examples = Sequence[Example]
-Questions = Sequence[Question]
 Validate = Callable[[], dict[str, float]] | None
 Batches = Sequence[list[Packed]]  # the sequences of every step
 

@@ -227,7 +227,7 @@ def write_cell(folder: Path, params: Params) -> None:
 
 def write_tables(grid: Grid, complete: dict[str, Path]) -> None:
     """Write the tables over all complete cells; `Grid.varied` are the first columns."""
-    answers, samples = [], next(iter(grid.cells.values())).bootstrap_samples
+    answers = []
     for name, folder in complete.items():
         params, table = grid.cells[name], metrics.read_csv(folder, PREDICTIONS)
         values = ((key, getattr(params, key)) for key in grid.varied)
@@ -238,5 +238,5 @@ def write_tables(grid: Grid, complete: dict[str, Path]) -> None:
     with files.writing(grid.folder):
         grid.folder.mkdir(parents=True, exist_ok=True)
         metrics.write_csv(metrics.metrics_table(together), grid.folder / metrics.FILES[0])
-        metrics.write_csv(metrics.comparisons_table(together, samples), grid.folder / metrics.FILES[1])
+        metrics.write_csv(metrics.comparisons_table(together), grid.folder / metrics.FILES[1])
         files.write_json(grid.folder / TABLES, {"precision": grid.precision, "cells": cells})

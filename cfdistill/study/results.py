@@ -2,6 +2,8 @@
 
 import json
 import platform
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,7 @@ from cfdistill.params import Params, read_yaml
 from cfdistill.show import figures, stories, style, tables
 from cfdistill.student import models
 
-Table = pd.DataFrame
-OWN = "test_split method accuracy"
-FIGURES = {  # by name: what draws it, what it shows, and the columns that are told to those who cannot see it
-    "headline": (figures.fig_headline, "Accuracy by method and test split", OWN),
-    "fig5_ood": (figures.fig5_ood, "Accuracy by data sets", "train_dataset test_dataset method accuracy"),
-    "fig6_architectures": (figures.fig6_architectures, "Accuracy by student", f"student train_dataset {OWN}"),
-    "spurious_sweep": (figures.fig_sweep, "Accuracy by the shortcut's share", f"spurious_rate {OWN}"),
-    "data_size": (figures.fig_sweep, "Accuracy by training questions", f"train_questions {OWN}"),
-    "fig1_weasel": (figures.fig_qualitative, "The baseline follows the stereotype", "stem method text"),
-    "fig7_qualitative": (figures.fig_qualitative, "Both methods answer right", "stem method text"),
-    "funnel": (figures.fig_funnel, "Counterfactuals left after each step", "step left"),
-    "cost": (figures.fig_cost, "Seconds of each stage", "step value"),
-    "audits": (figures.fig_audits, "Right answers by audit", "audit condition method accuracy"),
-}
+FIGURES = figures.WORDS["figures"]
 
 
 def folder(params: Params) -> Path:
@@ -49,14 +38,20 @@ def named(name: str, values: Any, *, plain: bool) -> str:
 
 def collect(params: Params) -> Path:
     """Write a study's tables, those behind figures, and its manifest into its emptied results folder."""
-    steps, target = _steps(params), folder(params)
-    seconds = [(step, stage.manifest()["seconds"]) for step, stage in steps]
-    cost = pd.DataFrame(seconds, columns=["step", "value"]).groupby("step", sort=False, as_index=False).sum()
-    ledgers = [stage.path / "funnel.csv" for _, stage in steps if stage.name == "counterfactuals"]
+    target, parts = folder(params), [(n, part) for n in pipeline.STAGES for part in pipeline.parts(n, params)]
+    stages = [pipeline.find(name, params, **part) for name, part in parts]
+    cost = pd.DataFrame({"step": [f"{name} {part.get('method', '')}".strip() for name, part in parts]})
+    cost["value"] = [stage.manifest()["seconds"] for stage in stages]
+    cost = cost.groupby("step", sort=False, as_index=False).sum()
+    ledgers = [stage.path / "funnel.csv" for stage in stages if stage.name == "counterfactuals"]
     read = [pd.read_csv(ledger, keep_default_na=False) for ledger in ledgers]
     funnel = counterfactual.funnel_counts(pd.concat([counterfactual.funnel_table([]), *read]), params)
     small = {**_stories(params), "funnel": funnel, "cost": cost, "audits": pipeline.audits(params)}
-    source, origin = pipeline.find("metrics", params).path, _origin(params, [stage for _, stage in steps])
+    source, origin = pipeline.find("metrics", params).path, _origin(params, stages)
+    known = read_manifest(target) if is_whole(target) else {}
+    same = known and all(known[name] == origin[name] for name in ("params", "content"))
+    if same and (target / metrics.FILES[2]).read_bytes() == (source / metrics.FILES[2]).read_bytes():
+        small["cost"], origin = metrics.read_csv(target / "figures", "cost.csv"), known  # of the first run
     with files.writing(target):
         files.empty(target, "results", target.name)
         (target / "figures").mkdir()
@@ -72,14 +67,8 @@ def keep(results: Path, name: str, figure: Figure, table: pd.DataFrame) -> Image
     """Save a figure with the table behind it, and show it; one with nothing to draw only says so."""
     if words := figure.get_label():
         return Markdown(f"*Not drawn: {words}.*")
-    _, what, columns = FIGURES[name]
-    shown = table  # of which the alternative text tells in words and numbers
-    if "scoring" in table:
-        shown = metrics.transfer(table) if name == "fig5_ood" else figures.own_splits(table)
-    rows = shown[columns.split()].itertuples(index=False)
-    said = (" ".join(f"{v:.2f}" if isinstance(v, float) else str(v)[:200] for v in row) for row in rows)
     with files.writing(results):
-        style.save(figure, table, results / "figures", name, f"{what}: {'; '.join(said)}.")
+        style.save(figure, table, results / "figures" / name, figures.words(name, table))
     return picture(results, name)
 
 
@@ -88,7 +77,7 @@ def picture(results: Path, name: str) -> Image | Markdown:
     path = results / "figures" / f"{name}.png"
     if not path.is_file():
         return Markdown(f"*Not drawn: no results folder `{results.name}` with `{name}` is beside this one.*")
-    return Image(path, retina=True, alt=alt_texts(results)[name])
+    return Image(path, retina=True, alt=read_captions(results)[name]["alt"])
 
 
 def finish(results: Path) -> dict[str, Any]:
@@ -101,47 +90,74 @@ def finish(results: Path) -> dict[str, Any]:
     return manifest
 
 
-def numbers(results: Path) -> tuple[Table, Table]:
+def numbers(results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return metrics and comparisons of a results folder, together with those in its `gather`."""
     params = read_manifest(results)["params"] if (results / "manifest.json").is_file() else {}
     if not params.get("gather"):
         return metrics.read_csv(results, metrics.FILES[0]), metrics.read_csv(results, metrics.FILES[1])
     pooled = metrics.pool([results, *map(files.resolve, params["gather"])])
-    return metrics.metrics_table(pooled), metrics.comparisons_table(pooled, params["bootstrap_samples"])
+    return metrics.metrics_table(pooled), metrics.comparisons_table(pooled)
 
 
-def behind_figures(results: Path, measured: Table) -> dict[str, Table]:
+def behind_figures(results: Path, measured: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the table behind each figure that there are data for, by the figure's name."""
-    swept = set(measured) - {*metrics.METRIC_COLUMNS, metrics.AGREEMENT}
-    if swept:  # averaged over what is swept, other figures would mean nothing
-        return {figures.SWEEPS[name][0]: measured for name in figures.SWEEPS if name in swept}
+    if swept := set(figures.SWEEPS) & set(measured):
+        # Averaged over what is swept, other figures would mean nothing.
+        return {figures.SWEEPS[name]["figure"]: measured for name in swept}
     first = metrics.read_csv(results, metrics.FILES[0]).iloc[0]
     one_student = measured[measured["student"] == first["student"]]
     study = one_student[one_student["train_dataset"] == first["train_dataset"]]
-    found = {"headline": study, "fig5_ood": one_student, "fig6_architectures": measured}
+    found = {"novelty": study, "headline": study, "fig5_ood": one_student, "fig6_architectures": measured}
     place = results / "figures"
     left = [name for name in FIGURES if name not in found and (place / f"{name}.csv").is_file()]
     return found | {name: metrics.read_csv(place, f"{name}.csv") for name in left}  # `collect` left them
 
 
-def draw(results: Path) -> list[str]:
-    """Draw tables and figures of a results folder anew; returns the figures' names."""
+def draw(
+    results: Path, only: Sequence[str] = (), out: Path | None = None, width: float = style.COLUMN, **look: Any
+) -> list[str]:
+    """Draw tables and figures of a folder anew, saved by `style.save(**look)`; returns what was drawn."""
+    if not (results / metrics.FILES[0]).is_file():
+        there = [path.parent.name for path in sorted(results.parent.glob(f"*/{metrics.FILES[0]}"))]
+        raise StageError(f"{results} holds no results; {results.parent} has {', '.join(there) or 'none'}")
     measured, comparisons = numbers(results)
-    behind = behind_figures(results, measured)
-    if "headline" in behind:
-        with files.writing(results):
-            tables.write_tables(results / "figures", measured, comparisons)
-    drawn = {name: FIGURES[name][0](table) for name, table in behind.items()}
-    for name, figure in drawn.items():
-        keep(results, name, figure, behind[name])
-    if (results / "manifest.json").is_file():
+    behind, target = behind_figures(results, measured), out or results / "figures"
+    known = [*behind, *["table1"] * ("headline" in behind)]
+    if unknown := set(only) - set(known):
+        raise StageError(f"{results} has no data for {', '.join(unknown)}; it has for {', '.join(known)}")
+    wanted = [name for name in known if name in (only or known)]
+    how = {name: getattr(figures, FIGURES[name]["draw"]) for name in wanted if name in behind}
+    drawn = {name: draw(behind[name], width=width) for name, draw in how.items()}
+    with files.writing(target):
+        for name, figure in drawn.items():
+            if not figure.get_label():  # of one with nothing to draw
+                style.save(figure, behind[name], target / name, figures.words(name, behind[name]), **look)
+        if "table1" in wanted:
+            tables.write_tables(target, measured, comparisons, results.name, look.get("labels"))
+    if not out and (results / "manifest.json").is_file():
         finish(results)
     return [name for name, figure in drawn.items() if not figure.get_label()]
 
 
-def alt_texts(results: Path) -> dict[str, str]:
-    """Return the alternative text of every figure in a results folder."""
-    return _read(results / "figures" / "alt_texts.json", f"`cfdistill figures {results}`")
+def listing(root: Path) -> str:
+    """Return what results there are: date, what differs from the profile, accuracy on new questions."""
+    told = []
+    for path in sorted(root.glob(f"*/{metrics.FILES[0]}")):
+        made = read_manifest(path.parent)["params"] if (path.parent / "manifest.json").is_file() else {}
+        profile = next((files.project_root() / "params").rglob(f"{made.get('profile', '')}.yaml"), None)
+        base = Params.from_yaml(profile).results_values() if profile else {}
+        changed = [f"{k} {made[k]}" for k in base if k in made and base[k] not in (made[k], "auto")]
+        study = behind_figures(path.parent, metrics.read_csv(path.parent, path.name)).get("headline")
+        rows = [] if study is None else metrics.each_row(figures.own_splits(study, ("shift", "new", "test")))
+        shares = [f"{r.test_split} {r.method} {100 * r.accuracy:.1f} %" for r in rows]
+        day = datetime.fromtimestamp(path.stat().st_mtime).date()
+        told.append("\n    ".join([f"{path.parent}  {day}  {', '.join(changed)}", *shares]))
+    return "\n".join(told) or f"{root} holds no results"
+
+
+def read_captions(results: Path) -> dict[str, dict[str, str]]:
+    """Return caption and alternative text of every figure in a results folder."""
+    return _read(results / "figures" / "captions.json", f"`cfdistill figures {results}`")
 
 
 def read_manifest(results: Path) -> dict[str, Any]:
@@ -163,20 +179,22 @@ def is_whole(results: Path) -> bool:
         return False
 
 
-def _steps(params: Params) -> list[tuple[str, store.Stage]]:
-    """Return all stages of a study, each with its name and the method it is for, if any."""
-    asked = [(name, part) for name in pipeline.STAGES for part in pipeline.parts(name, params)]
-    named = (f"{name} {part.get('method', '')}".strip() for name, part in asked)
-    return list(zip(named, (pipeline.find(name, params, **part) for name, part in asked), strict=True))
+def answers(params: Params) -> pd.DataFrame:
+    """Return what all methods answered to all test questions, by their views (`stories.COLUMNS`)."""
+    tables = []
+    for name in params.test_datasets:
+        asked = [q for s in data.test_splits(name, params) for q in pipeline.questions(name, s, params)]
+        given = [p for method in params.methods for p in pipeline.predictions(params, method, name)]
+        tables.append(stories.answers(asked, given, params.methods, "elimination"))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _stories(params: Params) -> dict[str, pd.DataFrame]:
     """Return the answers that `fig1_weasel` and `fig7_qualitative` show, of the last two methods."""
-    methods, tested = params.methods[-2:], params.test_datasets
-    name = params.train_dataset if params.train_dataset in tested else tested[0]
-    asked = [q for split in data.test_splits(name, params) for q in pipeline.questions(name, split, params)]
-    given = [answer for method in methods for answer in pipeline.predictions(params, method, name)]
-    table = stories.answers(asked, given, methods)
+    name = params.train_dataset if params.train_dataset in params.test_datasets else params.test_datasets[0]
+    table = answers(params)
+    main = (table["dataset"] == name) & (table["view"] == "")
+    table = table[main & table["method"].isin(params.methods[-2:])]
     return {
         "fig1_weasel": stories.pick(table, ("lured", "right"), 1),
         "fig7_qualitative": stories.pick(table, ("right", "right"), 2),
@@ -187,8 +205,13 @@ def _origin(params: Params, stages: list[store.Stage]) -> dict[str, Any]:
     """Return the part of the manifest that tells where the numbers come from: what was read."""
     ends = [stage for stage in stages if stage.name in ("audits", "metrics")]
     made = {stage.place: stage for end in ends for stage in pipeline.behind(end)}
-    seconds = {place: stage.manifest()["seconds"] for place, stage in made.items()}
-    hashes = {place: files.sha256(stage.path / "manifest.json") for place, stage in made.items()}
+    stamps = {
+        place: {
+            "seconds": stage.manifest()["seconds"],
+            "manifest": files.sha256(stage.path / "manifest.json"),
+        }
+        for place, stage in made.items()
+    }
     training = next(stage for stage in stages if stage.name == "training")
     threads = training.manifest()["notes"]["threads"]
     return {
@@ -198,8 +221,8 @@ def _origin(params: Params, stages: list[store.Stage]) -> dict[str, Any]:
         "git": files.git_state(),
         "versions": files.versions(),
         "machine": {"processor": platform.machine(), "cores": files.cores(), "threads": threads},
-        "stages": {place: {"seconds": seconds[place], "manifest": hashes[place]} for place in made},
-        "seconds": round(sum(seconds.values()), 1),
+        "stages": stamps,
+        "seconds": round(sum(stamp["seconds"] for stamp in stamps.values()), 1),
     }
 
 
@@ -210,7 +233,7 @@ def content(params: Params, stages: list[store.Stage]) -> dict[str, str]:
         if stage.name in ("data", "counterfactuals", "rationales"):
             label = f"questions of {stage.key['dataset']}" if stage.name == "data" else stage.name
             asked = dict(stage.reads("*.jsonl").files)
-            for split in ("more", "balanced", "siblings"):  # of some methods, which may differ
+            for split in ("more", "siblings"):  # of some methods, which may differ
                 asked.pop(f"questions.{split}.jsonl", None)
             read.setdefault(label, asked)
     return {name: store.key_hash({"": value})[:8] for name, value in read.items()}

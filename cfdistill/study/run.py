@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +13,11 @@ from pathlib import Path
 
 from traitlets.config import Config
 
-from cfdistill import files, pipeline, store
+from cfdistill import files, pipeline, store, teacher
 from cfdistill.errors import CfdistillError, ParamsError, StageError
-from cfdistill.params import Params
+from cfdistill.params import TESTBED, Params
+from cfdistill.progress import tell
+from cfdistill.student import models
 from cfdistill.study import results
 
 CHAPTERS = dict.fromkeys(step.notebook for step in pipeline.STAGES.values())  # those that make stages
@@ -30,15 +33,28 @@ def run(
     """
     params = Params.from_yaml(profile, overrides)
     chosen, folder = select(only, params), executed_folder(params)
+    _check_teacher(params)
     folder.mkdir(parents=True, exist_ok=True)
     with files.held(lock(params), results.folder(params)), _environment(folder):
         for name in chosen:
             if force or not is_current(name, params):
                 began = time.monotonic()
-                sys.stderr.write(f"{name} …\n")
+                left = _left(chosen[chosen.index(name) :], params)
+                tell(f"{name} with {params.student_name} … {left}")
                 _execute(name, params)
-                sys.stderr.write(f"{name}: {time.monotonic() - began:.0f} s\n")
+                tell(f"{name}: {time.monotonic() - began:.0f} s")
     return params
+
+
+def _check_teacher(params: Params) -> None:
+    """Raise an error where nobody can explain the questions, before the first notebook asks for it."""
+    if not params.has_counterfactuals:
+        return
+    known = teacher.cache_path(params).is_file()  # raises TeacherError where no recording is shipped
+    able = {"offline": params.train_dataset in TESTBED, "live": known or "OPENAI_API_KEY" in os.environ}
+    if not able.get(params.teacher, True):
+        told = "offline, the stand-in, knows only the testbed; live needs a key in OPENAI_API_KEY"
+        raise ParamsError(f"teacher: {told}; or give published rationales (docs/your_own_data.md)")
 
 
 def select(only: Sequence[str], params: Params) -> list[str]:
@@ -79,6 +95,32 @@ def commands(profile: Path, overrides: Mapping[str, str], only: Sequence[str] = 
     given = [word for name, value in overrides.items() for word in ("-r", name, str(value))]  # -r: as text
     paths = [(source_path(n), executed_folder(params) / f"{n}.ipynb") for n in select(only, params)]
     return [shlex.join(["papermill", str(a), str(b), "-f", str(profile), *given]) for a, b in paths]
+
+
+def _left(names: Sequence[str], params: Params) -> str:
+    """Tell how long these notebooks took when the results were made that are there, if any."""
+    if not results.is_whole(folder := results.folder(params)):
+        return ""
+    made = results.read_manifest(folder)["stages"].items()
+    taken = sum(s["seconds"] for p, s in made if pipeline.STAGES[p.split("/")[0]].notebook in names)
+    return f"(this and the rest took {taken / 60:.0f} minutes the last time)"
+
+
+def doctor(params: Params) -> dict[str, str]:
+    """Return what this machine has, and what a study with these parameters would use of it, by subject."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    root, key = files.resolve(params.run_root), "set" if os.environ.get("OPENAI_API_KEY") else "not set"
+    asked = f" at {teacher.identity(params, ())['base_url']}" if params.teacher == "live" else ""
+    there = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    return {
+        "versions": ", ".join(f"{name} {number}" for name, number in files.versions().items()),
+        "processor": f"{files.cores()} cores, {memory:.0f} GiB memory, {torch.cuda.device_count()} GPU",
+        "precision": f"{models.precision(params)} (precision: {params.precision})",
+        "teacher": f"{params.teacher}{asked}; cache {teacher.cache_path(params)}; OPENAI_API_KEY {key}",
+        "disk": f"{shutil.disk_usage(there).free / 1e9:.0f} GB free for {root} (the default study: 3 GB)",
+    }
 
 
 def source_path(name: str) -> Path:
@@ -141,7 +183,7 @@ def _fingerprint(name: str, params: Params) -> str:
         for part in pipeline.parts(stage, params)
     ]
     package = Path(__file__).parents[1]
-    code = sorted([*package.rglob("*.py"), *package.rglob("*.yaml")])
+    code = sorted(path for kind in ("py", "yaml", "html", "tex") for path in package.rglob(f"*.{kind}"))
     sources = {str(path.relative_to(package)): files.sha256(path) for path in code}
     facts = {"params": params.model_dump(), "notebook": files.sha256(source_path(name)), "stages": stages}
     return json.dumps({**facts, "sources": sources})

@@ -60,7 +60,13 @@ class Teacher:
         answers = self.known(wanted)
         self.usage.cache_hits += len(answers)
         if missing := {key: prompt for key, prompt in wanted.items() if key not in answers}:
-            self._check_can_ask(missing)
+            if self.params.teacher == "recorded":
+                counts = Counter(prompt.task for prompt in missing.values()).items()
+                tasks = ", ".join(f"{count} {task}" for task, count in counts)
+                first = next(iter(missing.values())).question.splitlines()[0]
+                told = f"recorded answers do not cover this: {len(missing)} answers are missing in "
+                told += f"{self.cache.path}: {tasks}; first: {first[:100]!r} for {self.model}"
+                raise TeacherError(f"{told}; use the recording's parameters, or teacher: offline or live")
             self._fetch(missing, len(answers))
             answers |= self.known(missing)  # use what was committed, whoever came first
         for answer in answers.values():
@@ -80,19 +86,6 @@ class Teacher:
     def key(self, prompt: Prompt) -> str:
         """Return the cache key of a prompt's whole answer."""
         return prompt.key(self.base_url, self.model)
-
-    def _check_can_ask(self, missing: Mapping[str, Prompt]) -> None:
-        """Raise TeacherError where nobody is to be asked, with what is missing and what to do."""
-        counts = Counter(prompt.task for prompt in missing.values()).items()
-        tasks = ", ".join(f"{count} {task}" for task, count in counts)
-        told = f"{len(missing)} answers are missing in {self.cache.path}: {tasks}"
-        if self.params.teacher == "recorded":
-            first = next(iter(missing.values())).question.splitlines()[0]
-            told = f"recorded answers do not cover this: {told}; first: {first[:100]!r} for {self.model}"
-            raise TeacherError(f"{told}; use the recording's parameters, or teacher: offline or live")
-        if self.params.teacher_batch:
-            commands = "`cfdistill teacher batch-export`, the Batch API, `cfdistill teacher batch-import`"
-            raise TeacherError(f"{told}; export, run, import, rerun ({commands}, and this again)")
 
     def _fetch(self, missing: Mapping[str, Prompt], known: int) -> None:
         """Ask for answers and commit them; whatever ends it early says how many are there."""

@@ -3,7 +3,6 @@
 import json
 import random
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -14,7 +13,6 @@ from cfdistill.schema import answer_text
 from cfdistill.teacher import prompts
 
 BASE_URL = "http://offline.invalid/v1"
-Place = tuple[Scene, int, str]  # of a question in the scene bank: variant (-1 when masked) and cue as written
 ASKED = re.compile(
     r"(?:Question|Masked question): (?P<stem>.*)\nOptions: (?P<options>.*)"
     r"(?:\n(?:Right|New) answer: (?P<told>.*))?"
@@ -34,7 +32,6 @@ class SceneTeacher:
         self._tasks = {prompts.load(task)[0][1]: task for task in prompts.TASKS}  # by instructions
         scenes = [scene for format in FORMATS for scene in load_scenes(format)]
         self._scenes = {tuple(sorted(scene.options)): scene for scene in scenes}  # no two have the same
-        self._places = {stem: place for scene in scenes for stem, place in _wordings(scene)}
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
         """Answer a chat-completion request; HTTP 422 for a question that is not in the scene bank."""
@@ -53,16 +50,13 @@ class SceneTeacher:
     def _answer(self, body: dict[str, Any]) -> str | None:
         task = self._tasks.get(body["messages"][0]["content"])
         asked = ASKED.fullmatch(body["messages"][-1]["content"])
-        if task is None or asked is None:
+        options = asked["options"].split("; ") if asked else []
+        scene = self._scenes.get(tuple(sorted(options)))
+        if task is None or asked is None or scene is None:
             return None
-        options = asked["options"].split("; ")
         rng = random.Random(f"{self._seed}/{task}/{asked[0]}/{body.get('seed', 0)}")
-        place = self._places.get(asked["stem"])
-        if place is None and task != "mask":
-            place = self._rewritten(asked["stem"], options, rng)
-        if place is None or sorted(options) != sorted(place[0].options):
-            return None
-        (scene, variant, cue), errs = place, rng.random() < self._noise
+        variant, cue = _wordings(scene).get(asked["stem"]) or (_guess(scene, asked["stem"], rng), "")
+        errs = rng.random() < self._noise
         if task == "mask":
             return json.dumps({"spans": [cue]}) if cue else None
         right = variant if task == "reason" else scene.options.index(asked["told"])
@@ -74,34 +68,29 @@ class SceneTeacher:
             return json.dumps({"fills": [scene.cues[told][1 - scene.kept_cue(told)]]})
         # A careless reasoner falls for the stereotype, or for any other answer where that is right.
         wrong = scene.stereotype if scene.stereotype != right else rng.choice(others)
-        return _argue(task, scene, wrong if errs else right, options)
-
-    def _rewritten(self, stem: str, options: list[str], rng: random.Random) -> Place | None:
-        """Return the place of a question that was masked or rewritten at random words, None for any other."""
-        scene, written = self._scenes.get(tuple(sorted(options))), set(stem.split())
-        known = [set(words.split()) for words, (*_, cue) in _wordings(scene) if cue] if scene else []
-        if scene is None or not any(len(written & words) >= len(written) / 3 for words in known):
-            return None
-        # Where it holds the cues of several answers, or of none, one of them decides by chance.
-        standing = [v for v, cues in enumerate(scene.cues) if any(c.lower() in stem.lower() for c in cues)]
-        return scene, -1 if "[MASK]" in stem else rng.choice(standing or range(len(scene.cues))), ""
+        chosen = wrong if errs else right
+        case = scene.why[chosen]
+        if task == "negative":
+            reasons = dict(zip(scene.options, scene.why_not[chosen], strict=True))
+            case = " ".join(f"Not {option}: {reasons[option]}." for option in options if reasons[option])
+        return f"{case} {answer_text(tuple(options), options.index(scene.options[chosen]))}"
 
 
-def _wordings(scene: Scene) -> Iterator[tuple[str, Place]]:
-    """Yield every wording of a scene's question, masked ones included, and where it stands."""
+def _wordings(scene: Scene) -> dict[str, tuple[int, str]]:
+    """Return the answer (-1: masked) and the cue as written of every wording of a scene's question."""
+    found = {}
     for frame, text in enumerate(scene.frames):
-        yield text.replace("{cue}", "[MASK]"), (scene, -1, "")
+        found[text.replace("{cue}", "[MASK]")] = (-1, "")
         start = text.index("{cue}")
         for variant, cues in enumerate(scene.cues):
             for cue, words in enumerate(cues):
                 stem = scene.stem(frame, variant, cue)
-                yield stem, (scene, variant, stem[start : start + len(words)])
+                found[stem] = (variant, stem[start : start + len(words)])
+    return found
 
 
-def _argue(task: str, scene: Scene, variant: int, options: list[str]) -> str:
-    """Return the scene bank's case for `variant`, ending in the answer sentence."""
-    case = scene.why[variant]
-    if task == "negative":
-        reasons = dict(zip(scene.options, scene.why_not[variant], strict=True))
-        case = " ".join(f"Not {option}: {reasons[option]}." for option in options if reasons[option])
-    return f"{case} {answer_text(tuple(options), options.index(scene.options[variant]))}"
+def _guess(scene: Scene, stem: str, rng: random.Random) -> int:
+    """Return the answer of a question that was masked (-1) or rewritten at random words."""
+    # Where it holds the cues of several answers, or of none, one of them decides by chance.
+    standing = [v for v, cues in enumerate(scene.cues) if any(c.lower() in stem.lower() for c in cues)]
+    return -1 if "[MASK]" in stem else rng.choice(standing or range(len(scene.cues)))

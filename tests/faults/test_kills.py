@@ -88,23 +88,17 @@ def kill(process, folder, rng, seconds, seen):
     return now
 
 
-def kill_until_they_end(begin, tmp_path, seconds):
-    """Yield the folders of what was begun again and again, and ended in spite of KILLS kills in all."""
+def test_a_study_killed_at_random_moments_ends_in_the_same_results(undisturbed, tmp_path):
+    expected, seconds = undisturbed
     rng, fell, ended = random.Random(SEED), Counter(), 0
     while fell.total() < KILLS:
         folder, seen, ended = tmp_path / str(ended), set(), ended + 1
-        while doing := kill(begin(folder), folder, rng, seconds, seen):
+        while doing := kill(start(folder), folder, rng, seconds, seen):
             fell[doing] += 1
             seen.add(doing)
         check_stages(folder)
-        yield folder
-    print(f"{fell.total()} kills, {ended} times made in spite of them; {fell}")
-
-
-def test_a_study_killed_at_random_moments_ends_in_the_same_results(undisturbed, tmp_path):
-    expected, seconds = undisturbed
-    for folder in kill_until_they_end(start, tmp_path, seconds):
         assert everything(folder) == expected
+    print(f"{fell.total()} kills, {ended} times made in spite of them; {fell}")
 
 
 STOPS = [([signal.SIGTERM], 143), ([signal.SIGINT], 130), ([signal.SIGINT, signal.SIGINT], 130)]
