@@ -40,7 +40,10 @@ def by_novelty(metrics: pd.DataFrame) -> pd.DataFrame:
     own = rows["train_dataset"] == rows["test_dataset"]
     elsewhere = measures.OTHERS if measures.OTHERS in set(rows["test_dataset"]) else rows["test_dataset"]
     whole = rows["novelty"] == ""
-    step = rows["novelty"].where(own & (rows["test_split"] == "shift"), "")
+    known = (
+        own & (rows["test_split"] == "shift") & (rows["novelty"] != "scene")
+    )  # few scenes are not trained on
+    step = rows["novelty"].where(known, "")
     step = step.mask(own & (rows["test_split"] == "new") & whole, "scene")
     step = step.mask(~own & (rows["test_dataset"] == elsewhere) & whole, "format")
     rows = rows.assign(step=step, panel="right (%), by what training has shown")[rows["n"] >= FEWEST]
