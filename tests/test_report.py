@@ -95,7 +95,7 @@ def check_pages(folder):
         assert not re.search(r"\$[^$\n]*[_^\\{][^$\n]*\$", read), "a formula is not rendered"
         assert "\0" not in text
         assert not re.search("/tmp/|/home/|/root/", re.sub("run_root.*|results_root.*", "", text))
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8_000_000  # half of it are answers
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8_000_000
 
 
 def check_numbers(page, source):
