@@ -23,10 +23,11 @@ Written by `python tools/results_page.py` from the tables in [`results/`](../res
 tells of the same folders. Differences are in points of accuracy, with 95 % intervals, and p-values of the
 exact McNemar test over scenes, Holm-adjusted over all rows of their table.
 
-**Not to be compared with `offline`:** `ablation`, `data_size`, `offline_control`, `offline_full` and `spurious` are of
-an earlier design, with 60 scenes, the stand-in teacher, and cues in their tests that training had shown.
-`params/grids/testbed.yaml` is the present design with seeds and controls; it has not been run yet. The learning rate
-of `offline` is provisional: lower ones were better for ft-cot on development questions (docs/registration.md).
+**Not to be compared with `offline`:** `ablation`, `data_size`, `offline_control`, `offline_full` and
+`spurious` are of an earlier design, with 60 scenes, the stand-in teacher, and cues in their tests that
+training had shown. `params/grids/testbed.yaml` is the present design with seeds and controls; it has not
+been run yet. The learning rate of `offline` is provisional: lower ones were better for ft-cot on development
+questions (docs/registration.md).
 """
 GAIN = """Reads or remembers: the gain on `shift`, split into what comes from no longer following the
 stereotype (*bias removed*) and what comes from finding the right option once it is avoided (*cue read*), in
