@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cfdistill.data import weasel
 from cfdistill.params import Params
 from cfdistill.schema import STRATEGY, Example, Question, answer_text, prompt_text
-from cfdistill.student import bundled, decode, train
+from cfdistill.student import decode, models, train
 from cfdistill.student.examples import count_steps
 from cfdistill.student.models import Student
 from cfdistill.student.packing import encode
@@ -61,7 +61,8 @@ def main() -> None:
 
 def random_student(*, tiny: bool) -> Student:
     """Return a student of SmolLM2-135M's shape (or a tiny one) with random weights."""
-    model, tokenizer = bundled.tiny_random()
+    known = models.load(Params(student="tiny-random"))
+    model, tokenizer = known.model, known.tokenizer
     if not tiny:
         ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
         model = LlamaForCausalLM(LlamaConfig(**SMOLLM2, **ends, max_position_embeddings=8192))

