@@ -27,6 +27,10 @@ class TrainingError(CfdistillError):
     """The training examples or the student do not fit the request."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does: gracefully."""
+
+
 def first_fault(error: Any) -> str:
     """Return the first thing that a pydantic `ValidationError` names, as "field: what" on one line."""
     first = error.errors(include_input=False, include_url=False)[0]

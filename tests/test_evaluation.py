@@ -8,10 +8,11 @@ import pytest
 
 from cfdistill import data
 from cfdistill.errors import DataError
-from cfdistill.evaluate import ask, audit, predict
+from cfdistill.evaluate import audit, predict
 from cfdistill.params import SCORINGS
 from cfdistill.schema import Question, prompt_text
 from cfdistill.student import decode, models
+from cfdistill.study import ask
 
 QUESTIONS = [
     Question("a1", "d", "shift", "Where do hens sleep?", ("barn", "river"), 0, scene="a", stereotype=1),

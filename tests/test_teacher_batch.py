@@ -15,7 +15,7 @@ from cfdistill.errors import TeacherError
 from cfdistill.generate import counterfactual, rationale
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual
-from cfdistill.study import missing
+from cfdistill.study import answers
 from cfdistill.teacher import Teacher, batch, budget, cache_path, offline
 from cfdistill.teacher.batch import export_cache, import_cache
 from cfdistill.teacher.cache import Answer, Cache
@@ -49,12 +49,12 @@ def made(params, handler=None):
 
 
 def export(params, target):
-    with missing.collect(params) as teacher:
+    with answers.collect(params) as teacher:
         return batch.write_requests(teacher, teacher.missing, target)[0]
 
 
 def load(params, source):
-    with missing.collect(params) as teacher:
+    with answers.collect(params) as teacher:
         return batch.import_results(teacher, teacher.missing, source)
 
 
@@ -84,7 +84,7 @@ def test_rounds_of_export_and_import_end_where_a_direct_run_does(batched, tmp_pa
         with pytest.raises(TeacherError, match=r"needs a key .* answers are there and kept, \d+ are missing"):
             made(batched)
         exported = rows(requests)
-        with missing.collect(batched) as teacher:  # what a direct call would send
+        with answers.collect(batched) as teacher:  # what a direct call would send
             bodies = {key: prompt.request(teacher.model) for key, prompt in teacher.missing.items()}
         assert {row["custom_id"]: row["body"] for row in exported} == bodies
         assert {(row["method"], row["url"]) for row in exported} == {("POST", "/v1/chat/completions")}
@@ -145,7 +145,7 @@ def test_what_does_not_fit_into_one_file_is_left_for_the_next(batched, tmp_path,
     load(batched, write(tmp_path / "r.jsonl", answered(file)))
     monkeypatch.setattr(batch, "MAX_BYTES", len(file.read_bytes()) // 10)
     assert 0 < export(batched, file).total() < 10
-    with missing.collect(batched) as teacher:
+    with answers.collect(batched) as teacher:
         tokens = sum(next(iter(teacher.missing.values())).estimate())
         written, estimated = batch.write_requests(teacher, teacher.missing, file, max_tokens=tokens)
         assert (written.total(), estimated) == (1, tokens)

@@ -70,6 +70,13 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
     return Grid(name, folder, files.resolve(base.run_root) / "grid" / name, precision, cells, varied)
 
 
+def command(grid: Path, overrides: Mapping[str, Any], cores: int, profile: str, *, dry_run: bool) -> str:
+    """Make what is missing of a grid file; tell where its tables are."""
+    wanted = read(grid, overrides)
+    run(wanted, cores or files.cores(), profile, dry_run=dry_run)
+    return "" if dry_run else f"Tables: {wanted.folder}"
+
+
 def _combinations(path: Path, overrides: Mapping[str, Any]) -> list[Params]:
     """Return the cells of all blocks, whose values are crossed; what is a list anyway is one value."""
     values = read_yaml(path)

@@ -139,6 +139,19 @@ def draw(
     return [name for name, figure in drawn.items() if not figure.get_label()]
 
 
+def command(
+    results: Sequence[Path], only: Sequence[str], out: Path | None, width: str, labels: Any, **look: Any
+) -> str:
+    """Draw results folders anew, as `draw`, into `out` or their own; tell what was drawn."""
+    told = []
+    for folder in results:
+        target = out / folder.name if out and len(results) > 1 else out
+        inches = style.COLUMN if width == "column" else style.PAGE
+        drawn = draw(folder, only, target, inches, labels=dict(labels), **look)
+        told.append(f"{target or folder / 'figures'}: {', '.join(drawn)}")
+    return "\n".join(told)
+
+
 def listing(root: Path) -> str:
     """Return what results there are: date, what differs from the profile, accuracy on new questions."""
     told = []

@@ -5,18 +5,20 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from traitlets.config import Config
 
 from cfdistill import files, pipeline, store, teacher
-from cfdistill.errors import CfdistillError, ParamsError, StageError
+from cfdistill.errors import CfdistillError, ParamsError, StageError, Terminated
 from cfdistill.params import TESTBED, Params
-from cfdistill.progress import tell
+from cfdistill.progress import PAUSE, tell
 from cfdistill.student import models
 from cfdistill.study import results
 
@@ -44,6 +46,32 @@ def run(
                 _execute(name, params)
                 tell(f"{name}: {time.monotonic() - began:.0f} s")
     return params
+
+
+def command(
+    profile: Path, overrides: Mapping[str, str], only: Sequence[str], *, force: bool, verbose: bool
+) -> str:
+    """Execute a study's notebooks, as `run`, in threads and with progress as fit here; tell what is made."""
+    signal.signal(signal.SIGTERM, _terminate)
+    # Set before any kernel starts: more threads than cores make a CPU study ten times slower.
+    os.environ.setdefault("OMP_NUM_THREADS", str(files.cores()))
+    # For the kernels, which do not see where their progress goes: lines, few of them in a file.
+    os.environ |= {"TQDM_DISABLE": "1", PAUSE: "0" if sys.stderr.isatty() else "60"}
+    if verbose:
+        tell("\n  ".join(["The same by hand:", *commands(profile, overrides, only)]))
+    params = run(profile, overrides, only, force=force)
+    told = [f"\nExecuted notebooks: {executed_folder(params)}"]
+    if results.is_whole(folder := results.folder(params)):
+        told.append(
+            f"Tables and figures: {folder}\n\n{(folder / 'figures' / 'table1.md').read_text('utf-8')}"
+        )
+        if overrides:
+            told.append(f"Drawn with others: cfdistill run {profile} --only 07 -p gather '{folder}'")
+    return "\n".join(told)
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
 
 
 def _check_teacher(params: Params) -> None:
@@ -106,7 +134,7 @@ def _left(names: Sequence[str], params: Params) -> str:
     return f"(this and the rest took {taken / 60:.0f} minutes the last time)"
 
 
-def doctor(params: Params) -> dict[str, str]:
+def doctor(params: Params) -> str:
     """Return what this machine has, and what a study with these parameters would use of it, by subject."""
     import torch
 
@@ -114,13 +142,14 @@ def doctor(params: Params) -> dict[str, str]:
     root, key = files.resolve(params.run_root), "set" if os.environ.get("OPENAI_API_KEY") else "not set"
     asked = f" at {teacher.identity(params, ())['base_url']}" if params.teacher == "live" else ""
     there = next(folder for folder in (root, *root.parents) if folder.is_dir())
-    return {
+    found = {
         "versions": ", ".join(f"{name} {number}" for name, number in files.versions().items()),
         "processor": f"{files.cores()} cores, {memory:.0f} GiB memory, {torch.cuda.device_count()} GPU",
         "precision": f"{models.precision(params)} (precision: {params.precision})",
         "teacher": f"{params.teacher}{asked}; cache {teacher.cache_path(params)}; OPENAI_API_KEY {key}",
         "disk": f"{shutil.disk_usage(there).free / 1e9:.0f} GB free for {root} (the default study: 3 GB)",
     }
+    return "\n".join(f"{subject:>10}  {finding}" for subject, finding in found.items())
 
 
 def source_path(name: str) -> Path:

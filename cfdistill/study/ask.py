@@ -1,14 +1,32 @@
-"""One question of your own, put to the trained student of a method."""
+"""Questions of your own, put to the trained students of a study."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from cfdistill import pipeline
 from cfdistill.errors import DataError
 from cfdistill.evaluate import predict
 from cfdistill.methods import METHODS
 from cfdistill.params import Params
+from cfdistill.progress import tell
 from cfdistill.schema import STRATEGY, Question, option_key, prompt_text
 from cfdistill.student.decode import concluding, option_scores
 from cfdistill.student.models import Student
+
+
+def command(params: Params, question: str, options: Sequence[str], ask_file: Path | None) -> str:
+    """Return what every method answers to a question, or to those of a file."""
+    asked = [[question, *options]]
+    if ask_file:
+        lines = ask_file.read_text(encoding="utf-8").splitlines()
+        asked = [line.split("|") for line in lines if line.strip()]
+    questions = [own_question(stem, own) for stem, *own in asked]
+    told = [f"Log-likelihoods are per character, after the student's own words. Student {params.student}."]
+    for method in params.methods:
+        tell(f"loading {method} …")
+        student = pipeline.trained(method, params)
+        told += [f"{one.stem}\n{ask(student, method, one, params)}" for one in questions]
+    return "\n\n".join(told)
 
 
 def own_question(stem: str, options: Sequence[str]) -> Question:
