@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import registered
 
 from cfdistill import files
 from cfdistill.evaluate import metrics
@@ -58,6 +59,8 @@ def section(folder: Path) -> str:
     gain = tables.reads_or_remembers(measured)
     if not gain.empty:
         parts += [GAIN, gain.to_markdown(index=False)]
+    if folder.name in registered.REGISTERED:
+        parts += ["Registered comparisons (docs/registration.md), in points:", registered.to_markdown(folder)]
     return "\n\n".join([*parts, "Differences:", tables.differences(comparisons)]) + "\n"
 
 

@@ -23,7 +23,7 @@ from cfdistill.show.tables import FEWEST
 WORDS = yaml.load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"), LOADER)
 SPLITS, NOVELTY, SWEEPS = (WORDS[kind] for kind in ("splits", "novelty", "sweeps"))
 WHOLE = ("id", "shift", "new", "test")
-WHISKERS = "Whiskers: 95 % intervals over questions and, where there are several, seeds; dashed: guessing"
+WHISKERS = "Whiskers: 95 % intervals over scenes (or questions) and any further seeds; dashed: guessing"
 LONGEST = 600  # characters of a text that are shown; data sets may hold texts of any length
 
 
