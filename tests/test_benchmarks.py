@@ -10,8 +10,7 @@ import pytest
 from studies import TEST_DATA
 
 from cfdistill import data
-from cfdistill.data import benchmarks
-from cfdistill.data.benchmarks import BENCHMARKS
+from cfdistill.data.benchmarks import BENCHMARKS, REACHING, survey
 from cfdistill.errors import DataError
 from cfdistill.params import DATASETS, Params
 
@@ -31,14 +30,12 @@ def quarel(number, index):
 
 MINE = {"id": "mine", "stem": "Is it?", "options": ["no", "yes"], "answer": 1}
 ARC = [nested(0, NUMBERED, "3"), nested(1, LETTERED[:3], "A"), nested(2, LETTERED[:5], "E")]
+EASY = [nested(0, LETTERED[:4], "D"), nested(1, NUMBERED[:3], "1")]
 ROWS = {  # with the right options' texts
     "csqa": ([nested(i, reversed(LETTERED[:5]), "B") for i in range(60)], ["thing B"] * 60),
     "qasc": ([nested(i, LETTERED, "H") for i in range(60)], ["thing H"] * 60),
     **dict.fromkeys(("arc-challenge", "arc-challenge-dev"), (ARC, ["a cloud", "thing A", "thing E"])),
-    **dict.fromkeys(
-        ("arc-easy", "arc-easy-dev"),
-        ([nested(0, LETTERED[:4], "D"), nested(1, NUMBERED[:3], "1")], ["thing D", "a rock"]),
-    ),
+    **dict.fromkeys(("arc-easy", "arc-easy-dev"), (EASY, ["thing D", "a rock"])),
     "openbookqa": ([nested(i, LETTERED[:4], "C") for i in range(3)], ["thing C"] * 3),
     "quarel": ([quarel(0, 0), quarel(1, 1)], ["slower", "faster."]),
     "quarel-dev": ([quarel(i, 0) for i in range(60)], ["slower"] * 60),
@@ -122,24 +119,15 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, name, row, reason):
         data.load(name, "test", params)
 
 
-def in_sets(count):
-    """Rows of ten concepts: those of one share four options, and each other's answers are among these."""
-    rows = []
-    for i in range(count):
-        row = nested(i, [*LETTERED[:4], ("E", f"own {i}")], "ABCD"[i // 10 % 4])
-        row["question"]["question_concept"] = f"concept {i % 10}"
-        rows.append(row)
-    return rows
-
-
 def test_splits_of_a_data_set_that_was_written_in_sets(tmp_path, monkeypatch):
     monkeypatch.setitem(BENCHMARKS["csqa"], "pool", 4)
-    params = write(tmp_path, "csqa", in_sets(80))
-    small = params.model_copy(
-        update={"train_questions": 5, "counterfactuals_per_question": 2, "new_questions": 99}
-        | {"validation_questions": 2}
-    )
-    found = {split: data.load("csqa", split, small) for split in benchmarks.REACHING}
+    rows = [nested(i, [*LETTERED[:4], ("E", f"own {i}")], "ABCD"[i // 10 % 4]) for i in range(80)]
+    for i, row in enumerate(rows):  # of ten concepts: those of one share four options, and use them all
+        row["question"]["question_concept"] = f"concept {i % 10}"
+    params = write(tmp_path, "csqa", rows)
+    sizes = {"train_questions": 5, "counterfactuals_per_question": 2, "new_questions": 99}
+    small = params.model_copy(update=sizes | {"validation_questions": 2})
+    found = {split: data.load("csqa", split, small) for split in REACHING}
     ids = {split: [q.id for q in own] for split, own in found.items()}
     everything = [q.id for q in data.load("csqa", "train", params)]
     assert ids["train"] + ids["more"] == everything[:15]
@@ -162,7 +150,7 @@ def test_all_kinds_of_bad_rows_are_counted_in_one_message(tmp_path):
     path.write_bytes(b'{"id": "caf\xe9"}\n' + path.read_bytes())
     counts = "1 not UTF-8; 12 malformed; 2 unlabeled; 1 longer than 8000 characters; 2 with NUL or half a"
     few = params.model_copy(update={"test_questions": 1})  # the bad rows lie behind those wanted
-    for call in (lambda: data.load("csqa", "test", params), lambda: benchmarks.survey("csqa", ["test"], few)):
+    for call in (lambda: data.load("csqa", "test", params), lambda: survey("csqa", ["test"], few)):
         with pytest.raises(DataError) as raised:
             call()
         told = re.sub(r" \(first: line \d+\)", "", str(raised.value)).partition("csqa: ")[2]
@@ -173,7 +161,7 @@ def test_odd_rows_and_missing_ones_are_counted(tmp_path):
     same = [("Same", "same. ", "other"), ("“on it”", "on  it", "other"), ("Tt", "TT", "tt", "!")]
     rows = [nested(9 + i, zip("ABCD", texts, strict=False), "CAA"[i]) for i, texts in enumerate(same)]
     params = write(tmp_path, "arc-challenge", [*ARC, *rows])
-    (train,) = benchmarks.survey("arc-challenge", ["train"], params)
+    (train,) = survey("arc-challenge", ["train"], params)
     expected = {"rows": 6, "official": 1119, "two equal options": 2, "right option twice": 1}
     assert train == {"file": "ARC-Challenge-Train.jsonl", **expected}
 
@@ -200,7 +188,7 @@ def test_official_files_hold_their_rows_or_the_missing_are_told(file):
     if not (TEST_DATA / "benchmarks" / BENCHMARKS[name]["folder"] / file).is_file():
         pytest.skip(f"{file} is not there; CFDISTILL_TEST_DATA names another folder")
     questions = [q for split in used.split() for q in data.load(name, split, params)]
-    (told,) = benchmarks.survey(name, used.split(), params)
+    (told,) = survey(name, used.split(), params)
     assert len(questions) == len({q.id for q in questions}) == told["rows"]
     assert (official - told["rows"], told["right option twice"]) == (11 if name == "quarel" else 0, twice)
 

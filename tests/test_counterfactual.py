@@ -13,7 +13,6 @@ from studies import TEST_DATA
 from cfdistill import data
 from cfdistill.data.weasel import load_scenes, makes_right
 from cfdistill.generate import counterfactual, rationale
-from cfdistill.generate.counterfactual import Candidate
 from cfdistill.generate.masking import MASK, random_span
 from cfdistill.generate.replies import read_strings
 from cfdistill.params import Params
@@ -51,7 +50,7 @@ def larger(params, noise, **more):
 
 
 def proposed(target=0, original=LAMP, **more):
-    return Candidate(f"{original.id}.cf{target}", original, target, **more)
+    return counterfactual.Candidate(f"{original.id}.cf{target}", original, target, **more)
 
 
 def is_right(c):
@@ -81,8 +80,7 @@ def test_a_rewrite_never_has_the_id_of_an_original():
     originals = [replace(LAMP, id=name, stem=f"{name}?") for name in ids]
     candidates = counterfactual.propose(originals, per_question=2)
     named = {(c.original.id, c.target): c.id for c in candidates}  # any wrong option may become right
-    assert named["q1", 0] == "q1.cf0++"
-    assert named["q1", 2] == "q1.cf2"  # as ever where nothing is in the way
+    assert (named["q1", 0], named["q1", 2]) == ("q1.cf0++", "q1.cf2")  # as ever if nothing is in the way
     assert len({*ids, *named.values()}) == 4 + 8
     assert all(c.question().id == c.counterfactual().question.id == c.id for c in candidates)
 
@@ -170,10 +168,8 @@ def test_a_list_of_words_is_read_whatever_stands_around_it_and_nothing_else_is()
 @pytest.mark.parametrize(
     ("stem", "reason"),
     [
-        ("Eli needs a hat to read. What is it?", ""),
-        ("Eli needs a day to read. What is it?", "answer leaked"),
-        ("Eli needs a Day, to read. What is it?", "answer leaked"),
-        ("Eli needs a birthday to read. What is it?", ""),
+        *[(f"Eli needs a {thing} to read. What is it?", "") for thing in ("hat", "birthday")],
+        *[(f"Eli needs a {thing} to read. What is it?", "answer leaked") for thing in ("day", "Day,")],
         (LAMP.stem.upper(), "unchanged"),
         ("Something else entirely was said by them yesterday, was it not?", "changed too much"),
         ("Eli needs a map to read. What is it?", "duplicate"),
@@ -190,8 +186,7 @@ def test_checks_name_what_is_wrong(small_params, stem, reason):
 
 
 def test_a_change_of_a_symbol_is_a_change_and_a_word_named_before_no_leak(small_params):
-    stems = ("Is 3 < 5 so?", "By day Eli has a lamp. What is it?")
-    sums, by_day = (replace(LAMP, stem=stem) for stem in stems)
+    sums, by_day = (replace(LAMP, stem=s) for s in ("Is 3 < 5 so?", "By day Eli has a lamp. What is it?"))
     rewrites = [(sums, "Is 3 > 5 so?"), (sums, "Is 3 > 5, so!")]
     rewrites += [(by_day, f"By day Eli has a {word}. What is it?") for word in ("hat", "day")]
     candidates = [proposed(original=original, stem=stem) for original, stem in rewrites]
@@ -269,25 +264,24 @@ HOSTILE = {
 }
 
 
-def obliging(request, span):
-    system, *_, asked = (m["content"] for m in json.loads(request.content)["messages"])
-    options, answer = ("shed", "bed", "sea"), 0 if "something else" in asked.lower() else 1
-    case = " ".join(f"Not {option}: no." for i, option in enumerate(options) if i != answer)
-    content = f"{case} {answer_text(options, answer)}"
-    for name, words in (("spans", span), ("fills", "something else")):
-        content = json.dumps({name: [words]}) if f'"{name}"' in system else content
-    return httpx2.Response(200, json=completion(content))
+@pytest.mark.parametrize("stem", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_stems_go_through_all_steps_as_data(small_params, monkeypatch, stem):
+    def oblige(request):
+        system, *_, told = (m["content"] for m in json.loads(request.content)["messages"])
+        answer = 0 if "something else" in told.lower() else 1
+        case = " ".join(f"Not {option}: no." for i, option in enumerate(asked.options) if i != answer)
+        content = f"{case} {answer_text(asked.options, answer)}"
+        for name, words in (("spans", span), ("fills", "something else")):
+            content = json.dumps({name: [words]}) if f'"{name}"' in system else content
+        return httpx2.Response(200, json=completion(content))
 
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_stems_go_through_all_steps_as_data(small_params, monkeypatch, name):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     params = small_params.model_copy(update={"teacher": "live", "max_edit_ratio": 1.0, "min_edit_ratio": 0.0})
-    stem, asked = HOSTILE[name], Question("q1", "csqa", "train", HOSTILE[name], ("shed", "bed", "sea"), 1)
+    asked = Question("q1", "csqa", "train", stem, ("shed", "bed", "sea"), 1)
     prompt = render("positive", stem, asked.options, 1)
     assert prompt.question == f"Question: {stem}\nOptions: shed; bed; sea\nRight answer: bed"
     span = "man sleep" if "man sleep" in stem else stem.split()[-1].strip("?💤\u202c") or stem.split()[0]
-    with Teacher(params, lambda request: obliging(request, span)) as teacher:
+    with Teacher(params, oblige) as teacher:
         candidates = [c for c in counterfactual.propose([asked], 2) if c.target == 0]
         candidates = counterfactual.fill(counterfactual.mask(candidates, teacher), teacher)
         candidates = counterfactual.check(candidates, params, [asked], [])
@@ -301,28 +295,18 @@ def test_hostile_stems_go_through_all_steps_as_data(small_params, monkeypatch, n
     assert all(read_answer(r.text, asked.options) is not None for r in rationales)
 
 
-def explained(params, candidates):
-    with Teacher(params) as teacher:
-        rewrites = [c.question() for c in candidates if not c.reason]
-        return rationale.views([*loaded(params)[0], *rewrites], teacher)
-
-
 CSQA = {"train_dataset": "csqa", "test_datasets": ["csqa"], "data_root": str(TEST_DATA / "benchmarks")}
 CSQA |= {"counterfactuals_per_question": 1, "reasoning_paths": 3, "vote_threshold": 3}
 SIXTY = {"train_scenes": 60, "train_questions": 60, "reasoning_paths": 5, "vote_threshold": 4}
+REPLAYED = [
+    *[(changes, {}, 0) for changes in ({}, SIXTY, SIXTY | {"mask_source": "random"})],
+    (CSQA | {"train_questions": 300}, {"changed too much": 18, "too few votes": 7}, 4),
+    (CSQA | {"train_questions": 600}, {"changed too much": 25, "too few votes": 12}, 5),
+    (CSQA | {"train_questions": 1200}, {"changed too much": 44, "too few votes": 22}, 7),
+]
 
 
-@pytest.mark.parametrize(
-    ("changes", "dropped", "twins"),
-    [
-        ({}, {}, 0),
-        (SIXTY, {}, 0),
-        (SIXTY | {"mask_source": "random"}, {}, 0),
-        (CSQA | {"train_questions": 300}, {"changed too much": 18, "too few votes": 7}, 4),
-        (CSQA | {"train_questions": 600}, {"changed too much": 25, "too few votes": 12}, 5),
-        (CSQA | {"train_questions": 1200}, {"changed too much": 44, "too few votes": 22}, 7),
-    ],
-)
+@pytest.mark.parametrize(("changes", "dropped", "twins"), REPLAYED)
 def test_the_shipped_recordings_of_a_real_teacher_replay_whole(tmp_path, changes, dropped, twins):
     if "train_dataset" in changes and not TEST_DATA.is_dir():
         pytest.skip(f"{TEST_DATA} is not there; CFDISTILL_TEST_DATA names the folder with CommonsenseQA")
@@ -331,5 +315,7 @@ def test_the_shipped_recordings_of_a_real_teacher_replay_whole(tmp_path, changes
     found = reasons(candidates)
     assert sum(found.pop(reason) for reason in [*found] if reason.startswith("target ")) == twins
     assert found == dropped
-    _, ledger = explained(params, candidates)
+    with Teacher(params) as teacher:
+        rewrites = [c.question() for c in candidates if not c.reason]
+        _, ledger = rationale.views([*loaded(params)[0], *rewrites], teacher)
     assert {row["reason"] for row in ledger} == {""}

@@ -26,12 +26,10 @@ def user_files(folder, **others):
 
 
 def test_a_study_needs_all_of_what_it_trains_on_and_of_the_rest_the_tests():
-    def splits(name, trained):
-        return " ".join(data.splits(name, Params(train_dataset=trained)))
-
-    every, both = "train validation id shift new", "train validation test unused"
-    assert [splits("weasel-science", name) for name in ("csqa", "weasel-science")] == ["new", every]
-    assert [splits("csqa", name) for name in ("csqa", "weasel-science")] == [both, "test"]
+    both = ("csqa", "weasel-science")
+    found = [" ".join(data.splits(name, Params(train_dataset=own))) for own in both for name in both]
+    every = "train validation id shift new"
+    assert found == ["train validation test unused", "new", "test", every]
     params = Params(methods=["multi-view-more"], tested="development")
     assert data.splits("weasel-commonsense", params) == ("train", "validation", "more", "development")
     assert data.splits("weasel-science", params) == ("development",)

@@ -5,6 +5,7 @@ import shutil
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 from studies import make_upstream
@@ -23,20 +24,11 @@ class Crash(BaseException):
 
 def crash_at_every_step(make, monkeypatch, check):
     """Run `make` again and again, each time stopped one step later, until it ends; returns how often."""
-
-    def until_last(call, left):
-        def maybe(*arguments, **more):
-            if not next(left):
-                raise Crash
-            return call(*arguments, **more)
-
-        return maybe
-
     for last in range(1, 1000):
-        left = iter(range(last - 1, -1, -1))
+        left = iter([*[DEFAULT] * (last - 1), Crash])
         with monkeypatch.context() as patch, suppress(Crash):
             for name in STEPS:
-                patch.setattr(os, name, until_last(getattr(os, name), left))
+                patch.setattr(os, name, Mock(wraps=getattr(os, name), side_effect=left))
             make()
             return last
         check()

@@ -6,7 +6,6 @@
 import json
 import os
 import re
-import sqlite3
 from contextlib import closing, suppress
 from dataclasses import replace
 
@@ -16,14 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cfdistill import data, files, schema
-from cfdistill.data.benchmarks import BENCHMARKS
 from cfdistill.errors import CfdistillError, ParamsError, TeacherError
 from cfdistill.generate.rationale import published, read_view
 from cfdistill.params import Params
 from cfdistill.schema import Counterfactual, Example, Prediction, Question, Rationale, read_jsonl, write_jsonl
 from cfdistill.study import grid
 from cfdistill.teacher import batch, budget
-from cfdistill.teacher.cache import LAYOUT, Answer, Cache
+from cfdistill.teacher.cache import Answer, Cache
 from cfdistill.teacher.prompts import render
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
@@ -64,11 +62,9 @@ def lines(valid):
 
 
 ASKED = Question("q", "d", "train", "Where?", ("barn", "sea"), 1)
-VALID = [
-    *(ASKED, Counterfactual(ASKED, "o", "Where, [MASK]?", 5, 5, 0.5), Rationale("q", "positive", "So.")),
-    Example("q", "label", "?", "!", counterfactual=True),
-    Prediction("q", "d", "id", "", "", "ft", "direct", 0, 2, 1, 0, "barn"),
-]
+REWRITE = Counterfactual(ASKED, "o", "Where, [MASK]?", 5, 5, 0.5)
+VALID = [ASKED, REWRITE, Rationale("q", "positive", "So."), Example("q", "label", "?", "!", True)]
+VALID += [Prediction("q", "d", "id", "", "", "ft", "direct", 0, 2, 1, 0, "barn")]
 
 
 @fuzz(case=st.one_of(st.tuples(st.just(type(one)), lines(one.to_json())) for one in VALID))
@@ -109,7 +105,7 @@ def benchmark_lines(name):
 def test_a_benchmarks_questions_are_usable_or_refused(case, tmp_path):
     name, line = case
     (tmp_path / name).mkdir(exist_ok=True)
-    (tmp_path / name / BENCHMARKS[name]["sources"]["test"][0]).write_bytes(line)
+    (tmp_path / name / data.benchmarks.BENCHMARKS[name]["sources"]["test"][0]).write_bytes(line)
     with suppress(CfdistillError):
         questions = data.load(name, "test", Params(data_root=str(tmp_path), train_dataset=name))
         write_jsonl(tmp_path / "q.jsonl", questions)
@@ -131,9 +127,9 @@ BODIES = rows(BODY) | VALUES.map(lambda content: BODY | {"choices": [{"message":
 BODIES |= VALUES.map(lambda usage: BODY | {"usage": {"prompt_tokens": usage, "completion_tokens": usage}})
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    with closing(Cache(tmp_path_factory.mktemp("cache") / "cache.sqlite")) as opened:
+@pytest.fixture
+def cache(tmp_path):
+    with closing(Cache(tmp_path / "cache.sqlite")) as opened:
         yield opened
 
 
@@ -151,28 +147,18 @@ STORED = st.none() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.binary(
 STORED |= BODIES.map(json.dumps) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
-@pytest.fixture(scope="module")
-def untyped(tmp_path_factory):
-    """A cache file of somebody else's making, whose columns take any value."""
-    file = tmp_path_factory.mktemp("cache") / "untyped.sqlite"
-    with closing(sqlite3.connect(file)) as db:
-        db.execute(f"CREATE TABLE answers ({', '.join(Answer._fields)})")
-        db.execute(f"PRAGMA user_version = {LAYOUT}")
-    with closing(Cache(file)) as opened:
-        yield opened
-
-
 @fuzz(changes=st.dictionaries(st.sampled_from([*Answer._fields, "response"]), STORED, max_size=3))
-def test_a_row_of_a_cache_is_read_or_refused(changes, untyped):
+def test_a_row_of_a_cache_is_read_or_refused(changes, cache):
     sound = Answer.to(PROMPT, json.dumps(BODY), "u", "m")._replace(key="k")
     row = sound._asdict() | changes
-    untyped._db.execute("DELETE FROM answers")
-    untyped._db.execute(f"INSERT INTO answers VALUES ({', '.join('?' * len(row))})", (*row.values(),))
-    for read in (lambda: untyped.get(["k"]).values(), untyped.answers, untyped.totals):
+    cache._db.execute("DROP TABLE answers")
+    cache._db.execute(f"CREATE TABLE answers ({', '.join(row)})")  # as others make it: it takes any value
+    cache._db.execute(f"INSERT INTO answers VALUES ({', '.join('?' * len(row))})", (*row.values(),))
+    for read in (lambda: cache.get(["k"]).values(), cache.answers, cache.totals):
         with suppress(TeacherError):
             found = list(read())
             assert all(isinstance(row.text, str) for row in found if isinstance(row, Answer))
-    assert changes or list(untyped.answers()) == [sound]
+    assert changes or list(cache.answers()) == [sound]
 
 
 MARKS = [*" .\"'*\n\t\r\u2028ſİ", "(A)", "(B)", "(C)", "(J)"]
@@ -201,9 +187,7 @@ def test_an_answer_is_an_option_or_none_and_an_options_own_words_are_read_as_it(
             assert schema.same_option(options[found], option)
 
 
-LINE = {"schema_version": 1, "key": "0" * 64, "task": "reason", "base_url": "u", "model": "m", "batched": 0}
-LINE |= {"response": json.dumps(BODY), "served_model": "m", "prompt_tokens": 7, "completion_tokens": 1}
-LINE |= {"latency_s": 0.5, "created": "2026-01-01T00:00:00+00:00"}
+LINE = {"schema_version": 1, **Answer.to(PROMPT, json.dumps(BODY), "u", "m")._asdict()}
 ROW = {"id": "r", "custom_id": "0" * 64, "response": {"status_code": 200, "body": BODY}, "error": None}
 ROWS = BODIES.map(lambda body: json.dumps(ROW | {"response": {"status_code": 200, "body": body}}).encode())
 

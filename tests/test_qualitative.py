@@ -17,22 +17,18 @@ OUTCOMES = [  # id, split, does every text name an option, outcome of the baseli
 
 @pytest.fixture
 def table():
-    rows = pd.DataFrame(OUTCOMES, columns=["id", "split", "parsed", *PAIR])
-    rows = rows.melt(["id", "split", "parsed"], PAIR, "method", "outcome", ignore_index=False)
-    rows = rows.sort_index(kind="stable")
+    rows = [(*known, *one) for *known, base, ours in OUTCOMES for one in zip(PAIR, (base, ours), strict=True)]
+    rows = pd.DataFrame(rows, columns=["id", "split", "parsed", "method", "outcome"])
     facts = {"options": "yes & no\nno", "gold": 0, "stereotype": 1, "text": "<script>", "reason": "…"}
     facts |= {"dataset": "d", "cue": "I>", "view": ""}
     return rows.assign(stem="<i>" + rows["id"] + "</i>?", **facts)
 
 
-def test_pick_takes_the_first_that_fit(table):
+def test_pick_takes_the_first_that_fit_of_one_method_alone_too(table):
     cases = [("lured right", "c"), ("lured right", "ce"), ("right right", "a"), ("other lured", "d")]
     for wanted, chosen in (*cases, ("lured right", "acde")):  # then those that fit in ours only
         picked = stories.pick(table, tuple(wanted.split()), len(chosen))
         assert sorted(picked["id"]) == sorted(2 * chosen)  # one row per method
-
-
-def test_one_method_alone_has_its_stories_too(table):
     alone = table[table["method"] == "cf-distill"]
     assert list(stories.pick(alone, ("lured", "other"), 1)["id"]) == ["b"]  # by what is wanted of the last
     assert stories.side_by_side(alone[:1]).count('<div dir="auto"') == 1
@@ -41,8 +37,7 @@ def test_one_method_alone_has_its_stories_too(table):
 def test_questions_are_shown_with_all_answers_and_everything_escaped(table):
     html = stories.side_by_side(table)
     assert html.count("<article ") == 6
-    assert "<script>" not in html
-    assert "<fieldset>" not in html
+    assert [part for part in ("<script>", "<fieldset>") if part in html] == []
     parts = ("&lt;<mark>i&gt;</mark>a&lt;/i&gt;?", "<b>yes &amp; no</b>; <i>no</i>", 'id="d-shift-c"')
     assert [part for part in parts if part not in html] == []
     real = table.assign(stereotype=pd.array([pd.NA] * len(table), dtype="Int64"))  # none is known

@@ -5,16 +5,15 @@ from dataclasses import replace
 
 import pytest
 from studies import TEST_DATA
+from test_counterfactual import LAMP, Scripted
 
 from cfdistill import data
 from cfdistill.errors import DataError
 from cfdistill.generate import rationale
-from cfdistill.generate.rationale import Published, read_case, read_view
 from cfdistill.methods import VIEWS
 from cfdistill.params import Params
-from cfdistill.schema import Question, Rationale
+from cfdistill.schema import Rationale
 
-LAMP = Question("q1", "toy", "train", "Eli needs a lamp to read. What is it?", ("day", "night", "noon"), 1)
 TWINS = replace(LAMP, options=("day", "night", "Night", "high\u00a0 noon"))
 NEGATIVE = "Not day: it is light then. Not noon: the sun is up."
 TWIN = "Not day: it is light. Not high noon: the sun is up. So the answer is"
@@ -47,20 +46,15 @@ def outcome(read, *given):
 def test_a_view_ends_in_the_answer_sentence_or_is_refused_with_the_reason(view, text, expected):
     view, _, answer = view.partition(" of ")
     question = replace(TWINS, answer=int(answer)) if answer else LAMP
-    assert outcome(read_view, question, view, text) == expected
+    assert outcome(rationale.read_view, question, view, text) == expected
 
 
 def test_a_wrong_view_is_asked_again_once_and_then_dropped():
-    asked = []
-
-    class Wavering:
-        def ask(self, prompts):
-            asked.extend(prompts)
-            right = [prompt.task == "positive" and prompt.sample for prompt in prompts]
-            return ["Dark. So the answer is night." if r else "So the answer is day." for r in right]
-
-    rationales, ledger = rationale.views([LAMP], Wavering())
-    assert [(p.task, p.sample) for p in asked] == [(view, sample) for sample in (0, 1) for view in VIEWS]
+    order = [(view, sample) for sample in (0, 1) for view in VIEWS]
+    right = {("positive", 1): "Dark. So the answer is night."}
+    teacher = Scripted(dict.fromkeys(order, "So the answer is day.") | right)
+    rationales, ledger = rationale.views([LAMP], teacher)
+    assert [(prompt.task, prompt.sample) for prompt in teacher.asked] == order
     assert rationales == [Rationale("q1", "positive", "Dark. So the answer is night.")]
     found = [("q1", "positive", 2, "kept", ""), ("q1", "negative", 2, "dropped", "wrong answer")]
     assert ledger == [dict(zip(rationale.LEDGER_COLUMNS, row, strict=True)) for row in found]
@@ -75,14 +69,15 @@ def test_a_wrong_view_is_asked_again_once_and_then_dropped():
         ("The closest answer is (b).", "B", "The closest answer is (b). So the answer is night."),
         ("It is light.", "A", "refused: wrong answer"),
         ("Only day and night are times.", None, "refused: no answer"),
-        ("It is dark.", "D", "refused: no answer"),
-        ("It is dark.", "AB", "refused: no answer"),
+        *[("It is dark.", letters, "refused: no answer") for letters in ("D", "AB")],
         (" So the answer is (B).", "B", "refused: no argument before the answer sentence"),
     ],
 )
 def test_a_published_rationale_gets_our_answer_sentence_for_its_own(text, predicted, expected):
-    assert outcome(read_case, LAMP, Published("q1", text, predicted)) == expected
-    assert read_case(TWINS, Published("q1", "It is dark.", "C")).startswith("It is dark. So")
+    assert outcome(rationale.read_case, LAMP, rationale.Published("q1", text, predicted)) == expected
+    assert rationale.read_case(TWINS, rationale.Published("q1", "It is dark.", "C")).startswith(
+        "It is dark. So"
+    )
 
 
 QUESTIONS = [replace(LAMP, id=f"q{number}") for number in range(4)]

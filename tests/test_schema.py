@@ -26,24 +26,10 @@ def test_byte_order_mark_blank_lines_and_windows_line_ends_are_no_rows(tmp_path,
 
 
 def test_prompt_is_question_options_strategy():
-    assert schema.prompt_text(QUESTION, "[Direct election]") == (
-        "Where, [MASK] \u202e?\nOptions: barn; freezer; hen house\n[Direct election]"
-    )
+    shown = "Where, [MASK] \u202e?\nOptions: barn; freezer; hen house\n[Direct election]"
+    assert schema.prompt_text(QUESTION, "[Direct election]") == shown
     views = {view for method in METHODS.values() for view in method.views}
     assert set(schema.STRATEGY) == views | set(SCORINGS) - {"rationale", "cloze"}
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        *[(f"the answer is {said}", 2) for said in ("hen house.", "(C) Hen house", "(C).")],
-        ("The answer is barn. No: the answer is freezer.", 1),
-        *[(f"The answer is {said}", None) for said in ("(J).", "a hen house.", "barn, not freezer.", "")],
-        *[(text, None) for text in ("The answer is\nbarn", "The barn is best.", "The answer is", "")],
-    ],
-)
-def test_only_a_whole_option_after_the_answer_sentence_counts(text, answer):
-    assert read_answer(text, OPTIONS) == answer
 
 
 DRESSES = ": {}.|${}$|“{}”|\"{}.\"|'{}'|{}!|**{}**.|__{}__|C. {}|(C) {}|**C.** {}"
@@ -62,26 +48,31 @@ def test_a_letter_counts_where_it_is_no_option_itself(letter):
     assert read_answer(AFTER + letter, ("C", "AB", "O")) == 0
 
 
-@pytest.mark.parametrize(
-    ("stated", "options", "answer"),
-    [
-        *[("A. freezer", OPTIONS, 1), ("A. shed", OPTIONS, None)],  # our prompts have no letters
-        ("C. elegans", ("elegans", "C. elegans"), 1),
-        *[("tt.", ("TT", "Tt", "tt"), 2), ("tT.", ("TT", "Tt", "tt"), None)],
-        *[("5.", (".5", "50"), None), (".5.", ("5", ".5"), 1), ("-5", ("5", "6"), None)],
-        *[("5!", ("5", "120"), None), ("5!.", ("5", "5!"), 1), ('6".', ("6'", '6"'), 1)],
-        ('6".', ("6", "7"), 0),  # the whole sentence is quoted
-        ("10²", ("102", "10²"), 1),
-        ("hen house", ("hen\u00a0house", "barn"), 0),
-        ("hen  house\u00a0.", ("barn", "hen  house\u00a0"), 1),
-        ("ﬁsh’s tail", ("fish's tail", "barn"), 0),
-        *[(f"one{end}two.", ("one", "one\ntwo"), i) for end, i in (("\n", 1), ("\nOr ", 0), (" ", 1))],
-        *[("?.", ("!", "?", "."), 1), ("U.S..", ("U.K.", "U.S."), 1)],
-        ("barn", ("freezer", "Barn", "barn."), 1),  # equal options: the first
-    ],
-)
-def test_what_is_typed_comes_before_what_looks_alike(stated, options, answer):
-    assert read_answer(f"So the answer is {stated}", options) == answer
+STATED = [  # what is typed comes before what looks alike
+    *[("A. freezer", OPTIONS, 1), ("A. shed", OPTIONS, None)],  # our prompts have no letters
+    ("C. elegans", ("elegans", "C. elegans"), 1),
+    *[("tt.", ("TT", "Tt", "tt"), 2), ("tT.", ("TT", "Tt", "tt"), None)],
+    *[("5.", (".5", "50"), None), (".5.", ("5", ".5"), 1), ("-5", ("5", "6"), None)],
+    *[("5!", ("5", "120"), None), ("5!.", ("5", "5!"), 1), ('6".', ("6'", '6"'), 1)],
+    ('6".', ("6", "7"), 0),  # the whole sentence is quoted
+    ("10²", ("102", "10²"), 1),
+    ("hen house", ("hen\u00a0house", "barn"), 0),
+    ("hen  house\u00a0.", ("barn", "hen  house\u00a0"), 1),
+    ("ﬁsh’s tail", ("fish's tail", "barn"), 0),
+    *[(f"one{end}two.", ("one", "one\ntwo"), i) for end, i in (("\n", 1), ("\nOr ", 0), (" ", 1))],
+    *[("?.", ("!", "?", "."), 1), ("U.S..", ("U.K.", "U.S."), 1)],
+    ("barn", ("freezer", "Barn", "barn."), 1),  # equal options: the first
+]
+TEXTS = [(f"So the answer is {said}", options, answer) for said, options, answer in STATED]
+TEXTS += [(f"the answer is {said}", OPTIONS, 2) for said in ("hen house.", "(C) Hen house", "(C).")]
+TEXTS += [("The answer is barn. No: the answer is freezer.", OPTIONS, 1)]
+NONE = [f"The answer is {said}" for said in ("(J).", "a hen house.", "barn, not freezer.", "")]
+NONE += ["The answer is\nbarn", "The barn is best.", "The answer is", ""]
+
+
+@pytest.mark.parametrize(("text", "options", "answer"), [*TEXTS, *((text, OPTIONS, None) for text in NONE)])
+def test_only_a_whole_option_after_the_answer_sentence_counts(text, options, answer):
+    assert read_answer(text, options) == answer
 
 
 EQUAL = ("Energy.|energy", "hen\u00a0house|hen  house", "“barn”|barn", "CO₂|CO2")

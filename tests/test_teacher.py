@@ -10,32 +10,27 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx2
 import pytest
 from loopback import KEY, ask, completion, some_prompts
 
 from cfdistill.data import weasel
-from cfdistill.data.weasel import FORMATS, load_scenes
 from cfdistill.errors import TeacherError
 from cfdistill.params import Params
 from cfdistill.schema import answer_text, options_text, read_answer
 from cfdistill.teacher import Teacher, cache_path, cache_state, differing, identity, offline, prompts
 from cfdistill.teacher.cache import Cache
 from cfdistill.teacher.outcomes import NoAnswer
-from cfdistill.teacher.prompts import render
 
 OPENAI = "https://api.openai.com/v1"
-BIKE = render("reason", "Where does the bicycle sleep?", ("shed", "bed"))
+BIKE = prompts.render("reason", "Where does the bicycle sleep?", ("shed", "bed"))
 
 
-class Echo:
-    def __init__(self):
-        self.requests = []
-
-    def __call__(self, request):
-        self.requests.append(body := json.loads(request.content))
-        return httpx2.Response(200, json=completion(f"echo {body['messages'][-1]['content']}"))
+def echo(request):
+    asked = json.loads(request.content)["messages"][-1]["content"]
+    return httpx2.Response(200, json=completion(f"echo {asked}"))
 
 
 @pytest.fixture
@@ -60,7 +55,7 @@ def replay(params, **changes):
 def test_prompts_show_two_examples_in_the_wording_that_is_read(task):
     sections = prompts.load(task)
     assert [role for role, _ in sections] == ["system", "user", "assistant", "user", "assistant", "user"]
-    prompt = render(task, "What costs $5 here?", ("tea", "cake"), answer=1)
+    prompt = prompts.render(task, "What costs $5 here?", ("tea", "cake"), answer=1)
     assert "$5" in prompt.question
     assert options_text(("tea", "cake")) in prompt.question
     assert ("ight answer: cake" in prompt.question) == (task in ("mask", "positive", "negative"))
@@ -73,15 +68,15 @@ def test_prompts_show_two_examples_in_the_wording_that_is_read(task):
 
 
 def test_answers_keep_their_order_and_equal_prompts_are_asked_once_and_kept_raw(live):
-    echo, asked = Echo(), [replace(BIKE, sample=3), *some_prompts(29)]
+    handler, asked = Mock(side_effect=echo), [replace(BIKE, sample=3), *some_prompts(29)]
 
     async def notebook():  # asks inside its running event loop
-        return ask(live, [*asked, *asked], echo)
+        return ask(live, [*asked, *asked], handler)
 
     answers, teacher = asyncio.run(notebook())
     assert answers == [f"echo {prompt.question}" for prompt in [*asked, *asked]]
     first = asked[0].request("some-model")
-    assert first in echo.requests
+    assert first in [json.loads(call.args[0].content) for call in handler.call_args_list]
     assert [first[name] for name in ("model", "temperature", "seed")] == ["some-model", 0.7, 3]
     assert "max_completion_tokens" not in first
     usage = {"requests": 30, "cache_hits": 0, "tokens": {"reason": (6000, 600)}}
@@ -89,8 +84,7 @@ def test_answers_keep_their_order_and_equal_prompts_are_asked_once_and_kept_raw(
     with Teacher(live, nobody) as again:
         ((key, row),) = again.cache.get([again.key(asked[0]), "unknown"]).items()
     assert json.loads(row.response) == completion(answers[0])
-    assert row[:4] == (key, "reason", OPENAI, "some-model")
-    assert (row.served_model, row.prompt_tokens, row.completion_tokens) == ("served-model", 200, 20)
+    assert row[:4] + row[5:8] == (key, "reason", OPENAI, "some-model", "served-model", 200, 20)
     assert row.created.endswith("+00:00")
     assert teacher.used[key] == row.digest
     again, teacher = ask(live, asked[:5], nobody)
@@ -100,7 +94,7 @@ def test_answers_keep_their_order_and_equal_prompts_are_asked_once_and_kept_raw(
 
 
 def test_the_key_covers_all_that_can_change_an_answer(live):
-    shuffled = render("reason", "Where does the bicycle sleep?", ("bed", "shed"))
+    shuffled = prompts.render("reason", "Where does the bicycle sleep?", ("bed", "shed"))
     variants = [(live, p) for p in (BIKE, replace(BIKE, sample=1), replace(BIKE, version="v2"), shuffled)]
     changes = [{"teacher_model": "other"}, {"teacher_base_url": "http://u/v1"}]
     changes += [{"teacher": "offline"}, {"teacher": "offline", "data_seed": 1}]
@@ -129,13 +123,13 @@ def test_answers_outlive_a_failure_and_requests_under_way_are_kept(live):
     # the first, and the two under way beside the failing one and the waiting one; no more
     assert "(3 of 20 answers are there and kept, 17 are missing; run again" in str(caught.value)
     assert KEY not in str(caught.value)
-    _, teacher = ask(live, some_prompts(20), Echo())
+    _, teacher = ask(live, some_prompts(20), echo)
     assert teacher.usage.requests == 17
 
 
 def test_costs_are_those_of_each_task_whether_paid_or_replayed(live):
     lines = ["step,model,prompt_tokens,completion_tokens", "mask,some-model,400,40"]
-    for handler in (Echo(), nobody):
+    for handler in (echo, nobody):
         with Teacher(live, handler) as teacher:
             for task, count in (("mask", 2), ("reason", 1), ("reason", 3)):
                 teacher.ask(some_prompts(count, task))
@@ -161,7 +155,7 @@ DAMAGES = {
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("teacher", ["live", "recorded"])
 def test_a_cache_that_cannot_be_read_is_left_untouched(live, damage, message, teacher):
-    _, asked = ask(live, some_prompts(5), Echo())
+    _, asked = ask(live, some_prompts(5), echo)
     damage(asked.cache.path)
     before = asked.cache.path.read_bytes()
     with pytest.raises(TeacherError, match=message):
@@ -174,7 +168,7 @@ def test_a_cache_that_cannot_be_read_is_left_untouched(live, damage, message, te
 def test_a_recording_is_read_where_nothing_can_be_written(live):
     with tempfile.TemporaryDirectory() as folder:  # not tmp_path, which other users may not enter
         params, owner = changed(live, teacher_cache=f"{folder}/cache.sqlite"), os.geteuid()
-        ask(params, some_prompts(2), Echo())
+        ask(params, some_prompts(2), echo)
         cache_path(params).with_name("cache.sqlite.lock").unlink()
         os.chmod(folder, 0o555)
         os.seteuid(owner or 65534)
@@ -217,11 +211,11 @@ def test_shipped_answers_are_found_by_the_training_data_set(tmp_path):
 
 
 def test_recorded_replays_and_names_all_that_is_missing(live):
-    answers, _ = ask(live, some_prompts(3), Echo())
+    answers, _ = ask(live, some_prompts(3), echo)
     again, teacher = ask(replay(live, teacher_model="gpt-5.2"), some_prompts(3), nobody)
     assert again == answers
     assert teacher.model == "some-model"  # which needs no repeating: the file holds one model's answers
-    masks = [render("mask", f"Is {i} odd?", ("yes", "no"), 0) for i in range(2)]
+    masks = [prompts.render("mask", f"Is {i} odd?", ("yes", "no"), 0) for i in range(2)]
     with pytest.raises(TeacherError, match=r" 6 answers are missing .*: 2 mask, 4 reason; first: '.* Is 0"):
         ask(replay(live), [*some_prompts(3), *masks, *some_prompts(7)])
 
@@ -232,32 +226,22 @@ def test_recorded_without_a_file_or_with_two_models_says_so(live):
         with pytest.raises(TeacherError, match=r"cache.sqlite is missing; set teacher_cache"):
             fails(recorded)
     for model in ("model-a", "model-b"):
-        ask(changed(live, teacher_model=model), [BIKE], Echo())
+        ask(changed(live, teacher_model=model), [BIKE], echo)
     with pytest.raises(TeacherError, match=r"model-a at .* and model-b at .*choose one by teacher_model"):
         Teacher(recorded)
     assert ask(changed(recorded, teacher_model="model-b"), [BIKE])[0]
 
 
 PROMPT, BANK = (prompts, "FOLDER", "mask.v1.txt"), (weasel, "BANK", "science.jsonl")
+SAME = [("offline", {"teacher_cache": "x", "run_root": "y", "teacher_model": "z"}), ("live", BANK)]
+SAME += [("live", {"teacher_cache": "x", "teacher_noise": 0.7, "teacher_base_url": f"{OPENAI}/"})]
+OTHER = [("offline", change) for change in ({"teacher_noise": 0.7}, {"data_seed": 7}, PROMPT, BANK)]
+OTHER += [("live", {"teacher_base_url": "http://other/v1"}), ("live", {"teacher_model": "other"})]
+OTHER += [("live", {"teacher_max_tokens": 9}), ("live", PROMPT)]
 
 
-@pytest.mark.parametrize(
-    ("backend", "change", "same"),
-    [
-        ("offline", {"teacher_cache": "x", "run_root": "y", "teacher_model": "z"}, True),
-        ("offline", {"teacher_noise": 0.7}, False),
-        ("offline", {"data_seed": 7}, False),
-        ("offline", PROMPT, False),
-        ("offline", BANK, False),
-        ("live", {"teacher_cache": "x", "teacher_noise": 0.7, "teacher_base_url": f"{OPENAI}/"}, True),
-        ("live", {"teacher_base_url": "http://other/v1"}, False),
-        ("live", {"teacher_model": "other"}, False),
-        ("live", {"teacher_max_tokens": 9}, False),
-        ("live", PROMPT, False),
-        ("live", BANK, True),
-    ],
-)
-def test_identity_is_what_reaches_the_answers(live, tmp_path, monkeypatch, backend, change, same):
+@pytest.mark.parametrize(("backend", "change"), [*SAME, *OTHER])
+def test_identity_is_what_reaches_the_answers(live, tmp_path, monkeypatch, backend, change):
     params = changed(live, teacher=backend)
     before, other = identity(params, ["mask", "fill"]), identity(params, ["fill"])
     if isinstance(change, dict):
@@ -268,38 +252,32 @@ def test_identity_is_what_reaches_the_answers(live, tmp_path, monkeypatch, backe
         path.write_text(path.read_text().replace(" the ", " a ", 1))
         monkeypatch.setattr(module, folder, tmp_path / folder)
         monkeypatch.setattr(prompts, "load", prompts.load.__wrapped__)
-    assert (identity(params, ["mask", "fill"]) == before) == same
+    assert (identity(params, ["mask", "fill"]) == before) == ((backend, change) in SAME)
     assert change is not PROMPT or identity(params, ["fill"]) == other  # a prompt that was not edited
     assert not Path(params.run_root).exists()  # nothing was opened or made
 
 
-def test_identity_of_a_recording_is_its_models_answers(live, tmp_path):
-    ask(live, some_prompts(3), Echo())
+def test_a_recording_is_its_models_answers_and_those_it_now_holds_otherwise_are_counted(live, tmp_path):
+    _, teacher = ask(live, some_prompts(3), echo)
     recorded = replay(live, teacher_model="some-model")
     before, state = identity(recorded, ["reason"]), cache_state(recorded)
     copy = changed(recorded, teacher_cache=str(tmp_path / "copy.sqlite"))
     shutil.copy(cache_path(live), cache_path(copy))
     execute(cache_path(copy), "UPDATE answers SET latency_s = 9.0; VACUUM")
     assert identity(copy, ["reason"]) == before  # another file, the same answers
+    assert (len(teacher.used), differing(copy, teacher.used)) == (3, 0)
     execute(cache_path(copy), "UPDATE answers SET response = replace(response, 'number 1', 'number 9')")
     assert identity(copy, ["reason"]) != before
-    ask(changed(live, teacher_model="another"), some_prompts(3), Echo())
+    execute(cache_path(copy), "DELETE FROM answers WHERE response LIKE '%number 2%'")
+    assert differing(copy, teacher.used) == 1
+    cache_path(copy).unlink()
+    assert differing(copy, teacher.used) == 0
+    assert not cache_path(copy).exists()
+    ask(changed(live, teacher_model="another"), some_prompts(3), echo)
     assert cache_state(recorded) != state
     assert identity(recorded, ["reason"]) == before
-    ask(live, some_prompts(4), Echo())
+    ask(live, some_prompts(4), echo)
     assert identity(recorded, ["reason"]) != before
-
-
-def test_answers_that_the_cache_now_holds_otherwise_are_counted(live):
-    _, teacher = ask(live, some_prompts(5), Echo())
-    path = cache_path(live)
-    assert (len(teacher.used), differing(live, teacher.used)) == (5, 0)
-    execute(path, "UPDATE answers SET response = replace(response, 'number 1', 'number 9')")
-    execute(path, "DELETE FROM answers WHERE response LIKE '%number 2%'")
-    assert differing(live, teacher.used) == 1
-    path.unlink()
-    assert differing(live, teacher.used) == 0
-    assert not path.exists()
 
 
 def test_live_needs_a_key_and_no_password(live, monkeypatch):
@@ -324,11 +302,11 @@ def reply(teacher, prompt):
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_offline_errs_as_often_as_it_is_told_and_always_the_same_way(noise):
     teacher = offline.SceneTeacher(noise, seed=0)
-    for format in FORMATS:
-        asked = [(scene, variant) for scene in load_scenes(format) for variant in range(len(scene.cues))]
+    for format in weasel.FORMATS:
+        asked = [(s, variant) for s in weasel.load_scenes(format) for variant in range(len(s.cues))]
         lured = []  # by each wrong path: whether it follows the stereotype
         for scene, variant in asked:
-            prompt = render("reason", scene.stem(0, variant, 0), scene.options)
+            prompt = prompts.render("reason", scene.stem(0, variant, 0), scene.options)
             answer = read_answer(reply(teacher, prompt), tuple(scene.options))
             lured += [answer == scene.stereotype] * (answer != variant)
         assert len(lured) / len(asked) == pytest.approx(noise, abs=0.04)
@@ -339,10 +317,10 @@ def test_offline_errs_as_often_as_it_is_told_and_always_the_same_way(noise):
 
 
 def test_offline_explains_the_option_told_and_excludes_all_others():
-    teacher, scene = offline.SceneTeacher(0.0, seed=0), load_scenes("commonsense")[0]
+    teacher, scene = offline.SceneTeacher(0.0, seed=0), weasel.load_scenes("commonsense")[0]
     options = tuple(reversed(scene.options))  # shuffled ones are known, too
     right = options.index(scene.options[1])
-    asked = [render(view, scene.stem(0, 1, 0), options, right) for view in ("positive", "negative")]
+    asked = [prompts.render(view, scene.stem(0, 1, 0), options, right) for view in ("positive", "negative")]
     positive, negative = (reply(teacher, prompt) for prompt in asked)
     assert positive == f"{scene.why[1]} {answer_text(options, right)}"
     excluded = [option for option in scene.options if f"Not {option}: " in negative]
@@ -351,13 +329,13 @@ def test_offline_explains_the_option_told_and_excludes_all_others():
 
 
 def test_offline_knows_only_the_testbed(small_params):
-    scene, composition = load_scenes("commonsense")[0], load_scenes("composition")[0]
+    scene, composition = weasel.load_scenes("commonsense")[0], weasel.load_scenes("composition")[0]
     strangers = [
         BIKE,
-        render("reason", scene.stem(0, 0, 0), ("shed", "bed")),
+        prompts.render("reason", scene.stem(0, 0, 0), ("shed", "bed")),
         replace(BIKE, messages=(("system", "Be kind."), ("user", "Hello?"))),
-        render("mask", scene.frames[0].replace("{cue}", "[MASK]"), scene.options, 0),
-        render("positive", composition.stem(0, 0, 0), composition.options, -1),  # which never is right
+        prompts.render("mask", scene.frames[0].replace("{cue}", "[MASK]"), scene.options, 0),
+        prompts.render("positive", composition.stem(0, 0, 0), composition.options, -1),  # never right
     ]
     for prompt in strangers:
         with pytest.raises(TeacherError, match=r"knows only the weasel testbed; use teacher: live or recor"):

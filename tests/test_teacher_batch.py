@@ -17,21 +17,17 @@ from cfdistill.params import Params
 from cfdistill.schema import Counterfactual
 from cfdistill.study import answers
 from cfdistill.teacher import Teacher, batch, budget, cache_path, offline
-from cfdistill.teacher.batch import export_cache, import_cache
 from cfdistill.teacher.cache import Answer, Cache
 
-
-class Clumsy(offline.SceneTeacher):
-    """The stand-in, but every fourth first answer cannot be read."""
-
-    def __call__(self, request):
-        body = json.loads(request.content)
-        if body["seed"] == 0 and zlib.crc32(body["messages"][-1]["content"].encode()) % 4 == 0:
-            return httpx2.Response(200, json=completion("Well …"))
-        return super().__call__(request)
+STAND_IN, (MASK,) = offline.SceneTeacher(0.1, seed=0), some_prompts(1, "mask")
 
 
-ENGINE, (MASK,) = Clumsy(0.1, seed=0), some_prompts(1, "mask")
+def clumsy(request):
+    """Answer as the stand-in does, but every fourth first answer cannot be read."""
+    body = json.loads(request.content)
+    if body["seed"] == 0 and zlib.crc32(body["messages"][-1]["content"].encode()) % 4 == 0:
+        return httpx2.Response(200, json=completion("Well …"))
+    return STAND_IN(request)
 
 
 @pytest.fixture
@@ -66,7 +62,7 @@ def answered(requests):
     """Return the rows of a result file."""
     results = []
     for row in rows(requests):
-        response = ENGINE(httpx2.Request("POST", "http://engine", json=row["body"]))
+        response = clumsy(httpx2.Request("POST", "http://engine", json=row["body"]))
         told = {"status_code": response.status_code, "request_id": "r", "body": response.json()}
         results.append({"id": "b", "custom_id": row["custom_id"], "response": told, "error": None})
     return results
@@ -96,7 +92,7 @@ def test_rounds_of_export_and_import_end_where_a_direct_run_does(batched, tmp_pa
     assert {"mask", "fill", "positive"} <= tasks[1].keys()  # second attempts beside what comes next
     assert 4 <= len(tasks) <= 8
     assert set(asked.values()) == {1}  # no answer was bought twice
-    assert made(batched) == made(batched.model_copy(update={"teacher": "offline"}), ENGINE)
+    assert made(batched) == made(batched.model_copy(update={"teacher": "offline"}), clumsy)
     assert requests.read_bytes() == b""
     more = batched.model_copy(update={"methods": ["multi-view-more", "cf-distill"]})
     assert export(more, requests) == {}  # how many more questions it has, follows from the rewrites
@@ -138,8 +134,11 @@ def test_result_files_are_read_as_endpoints_write_and_people_join_them(batched, 
     assert load(batched, tmp_path / "r.jsonl") == (Counter(new=35, known=0, failed=1, unknown=0), "expired")
 
 
-def test_what_does_not_fit_into_one_file_is_left_for_the_next(batched, tmp_path, monkeypatch):
+def test_a_live_teacher_exports_what_fits_into_a_file_and_the_rest_next_time(batched, tmp_path, monkeypatch):
     file = tmp_path / "requests.jsonl"
+    with pytest.raises(TeacherError, match="a batch needs teacher: live, not offline"):
+        export(batched.model_copy(update={"teacher": "offline"}), file)
+    assert not file.exists()
     monkeypatch.setattr(batch, "MAX_REQUESTS", 30)
     assert export(batched, file) == Counter(mask=12, positive=9, negative=9)
     load(batched, write(tmp_path / "r.jsonl", answered(file)))
@@ -151,12 +150,6 @@ def test_what_does_not_fit_into_one_file_is_left_for_the_next(batched, tmp_path,
         assert (written.total(), estimated) == (1, tokens)
         assert batch.write_requests(teacher, teacher.missing, file, max_requests=2)[0].total() == 2
     assert file.stat().st_size <= batch.MAX_BYTES
-
-
-def test_batches_need_a_live_teacher(batched, tmp_path):
-    with pytest.raises(TeacherError, match="a batch needs teacher: live, not offline"):
-        export(batched.model_copy(update={"teacher": "offline"}), tmp_path / "out.jsonl")
-    assert not (tmp_path / "out.jsonl").exists()
 
 
 def answer(number, content="fine", **changes):
@@ -191,14 +184,15 @@ def test_processes_that_create_a_cache_at_once_take_turns(tmp_path):
 def test_answers_survive_the_journey_and_the_first_to_a_key_stays(tmp_path):
     strange = answer(1, "emoji 🦡, العربية, NUL \0, <b>html</b>, a line\nbreak, \u2028", batched=1)
     one, two = filled(tmp_path / "one.sqlite", strange, answer(2, latency_s=0.25)), Cache(tmp_path / "two")
-    assert export_cache(one, tmp_path / "one.jsonl") == 2
-    assert import_cache(tmp_path / "one.jsonl", two) == {"new": 2, "known": 0, "conflicting": 0}
+    three = filled(tmp_path / "three", strange, answer(2, "other"), answer(3))
+    assert batch.export_cache(one, tmp_path / "one.jsonl") == 2
+    assert batch.import_cache(tmp_path / "one.jsonl", two) == {"new": 2, "known": 0, "conflicting": 0}
     assert list(two.answers()) == list(one.answers()) == [strange, answer(2, latency_s=0.25)]
-    export_cache(two, tmp_path / "two.jsonl")
+    batch.export_cache(two, tmp_path / "two.jsonl")
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
-    export_cache(filled(tmp_path / "three", strange, answer(2, "other"), answer(3)), tmp_path / "3.jsonl")
-    assert import_cache(tmp_path / "3.jsonl", one) == {"new": 1, "known": 1, "conflicting": 1}
-    assert import_cache(tmp_path / "3.jsonl", one) == {"new": 0, "known": 2, "conflicting": 1}
+    batch.export_cache(three, tmp_path / "3.jsonl")
+    assert batch.import_cache(tmp_path / "3.jsonl", one) == {"new": 1, "known": 1, "conflicting": 1}
+    assert batch.import_cache(tmp_path / "3.jsonl", one) == {"new": 0, "known": 2, "conflicting": 1}
     assert list(one.answers()) == [strange, answer(2, latency_s=0.25), answer(3)]
 
 
@@ -225,7 +219,7 @@ def test_a_bad_line_is_named_and_nothing_is_imported(tmp_path, bad, message):
     (tmp_path / "file.jsonl").write_text(f"{line(1)}\n{bad}\n")
     cache = filled(tmp_path / "cache.sqlite", answer(9))
     with pytest.raises(TeacherError, match=rf"file\.jsonl, line 2: .*{message}") as caught:
-        import_cache(tmp_path / "file.jsonl", cache)
+        batch.import_cache(tmp_path / "file.jsonl", cache)
     assert "\n" not in str(caught.value)
     assert list(cache.answers()) == [answer(9)]
     assert cache.put_all([answer(1)])["new"] == 1  # the transaction is over

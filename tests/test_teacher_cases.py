@@ -18,8 +18,7 @@ from loopback import KEY, Loopback, some_prompts
 
 from cfdistill import pipeline
 from cfdistill.errors import StageError, TeacherError
-from cfdistill.teacher import Teacher, cache_path, offline
-from cfdistill.teacher.batch import import_results
+from cfdistill.teacher import Teacher, batch, cache_path, offline
 from cfdistill.teacher.cache import Cache
 from cfdistill.teacher.outcomes import CUT, FILTERED, NoAnswer
 from cfdistill.teacher.prompts import render
@@ -46,8 +45,8 @@ def test_every_oddity_of_an_endpoint_has_its_outcome(small_params, monkeypatch, 
             ((status, body),) = case["responses"]
             row = {"custom_id": teacher.key(asked[0]), "response": {"status_code": status, "body": body}}
             row = row if status else {"custom_id": row["custom_id"], "error": body}
-            (tmp_path / "results.jsonl").write_text(json.dumps(row))
-            _, failure = import_results(teacher, {row["custom_id"]: asked[0]}, tmp_path / "results.jsonl")
+            (results := tmp_path / "results.jsonl").write_text(json.dumps(row))
+            _, failure = batch.import_results(teacher, {row["custom_id"]: asked[0]}, results)
             assert re.search(case.get("failure", "^$"), failure)
         if "error" in case:
             with pytest.raises(TeacherError, match=case["error"]) as caught:
@@ -67,8 +66,7 @@ def test_every_oddity_of_an_endpoint_has_its_outcome(small_params, monkeypatch, 
     assert not set(case.get("without", [])) & (sent or [{}])[-1].keys()
 
 
-ODDITIES = ("filter", "length", "elsewhere", "thinking", "chunks", "invalid once", "no usage", "plain")
-ODDITIES += ("carried",)
+ODDITIES = ("filter", "length", "elsewhere", "thinking", "chunks", "invalid", "no usage", "plain", "carried")
 REASONS = {"filter": FILTERED, "length": CUT}  # of what is odd every time it is asked
 
 
@@ -85,15 +83,15 @@ class Menagerie:
     def __call__(self, body):
         question = body["messages"][-1]["content"]
         self.met[kind := oddity(question)] += 1
-        for name, status in (("temperature", 400), ("response_format", 422)):
-            if name in body:
-                said = f"{name} is not taken" if name == "temperature" else "features that the grammar lacks"
-                return status, {"error": {"message": said}}
+        if "temperature" in body:
+            return 400, {"error": {"message": "temperature is not taken"}}
+        if "response_format" in body:
+            return 422, {"error": {"message": "features that the grammar lacks"}}
         if kind == "carried" and self.met[kind] % 3 == 0:
             return 200, {"error": {"code": 429, "message": "slow down"}}
         if kind == "filter":
             return 400, {"error": {"code": "content_filter", "message": "filtered"}}
-        if kind == "invalid once" and '"' in body["messages"][2]["content"] and body["seed"] == 0:
+        if kind == "invalid" and '"' in body["messages"][2]["content"] and body["seed"] == 0:
             return 400, {"error": {"code": "json_validate_failed", "message": "Failed to generate JSON"}}
         told = self.scenes(httpx2.Request("POST", "http://scenes", json=body)).json()
         self.paid[f"{question} {body['messages'][0]['content'][:40]} {body['seed']}"] += 1
@@ -130,17 +128,13 @@ def test_a_study_completes_with_an_endpoint_that_has_every_oddity(small_params, 
         answers = list(cache.answers())
     assert sum('"dropped"' not in answer.response for answer in answers) == zoo.paid.total()
     assert all(a.prompt_tokens and a.completion_tokens for a in answers if '"dropped"' not in a.response)
-    funnel, ledger = stages[0].path / "funnel.csv", stages[1].path / "ledger.csv"
     questions = {q.id: q for q in pipeline.questions(params.train_dataset, "train", params)}
     questions |= {c.question.id: c.question for c in pipeline.rewrites(params)}
-    for row in pd.read_csv(ledger).fillna("").itertuples():
-        q = questions[row.question_id]
-        kind = oddity(render(row.view, q.stem, q.options, q.answer).question)
-        assert (row.reason == REASONS.get(kind)) == (kind in REASONS), (kind, row)
-    for row in pd.read_csv(funnel).fillna("").itertuples():
-        q = questions[row.question_id]
-        kind = oddity(render("mask", q.stem, q.options, q.answer).question)
-        assert (row.reason == f"mask: {REASONS.get(kind)}") == (kind in REASONS), (kind, row)
+    for stage, file, told in zip(stages, ("funnel.csv", "ledger.csv"), ("mask: ", ""), strict=True):
+        for row in pd.read_csv(stage.path / file).fillna("").itertuples():
+            q = questions[row.question_id]
+            kind = oddity(render(getattr(row, "view", "mask"), q.stem, q.options, q.answer).question)
+            assert (row.reason == f"{told}{REASONS.get(kind)}") == (kind in REASONS), (kind, row)
     assert [stage.manifest()["drops"] for stage in remade] == [stage.manifest()["drops"] for stage in stages]
     noted = [stage.manifest()["notes"]["teacher"] for stage in stages]
     assert noted[0]["without"].keys() == {"temperature", "response_format"}
