@@ -15,6 +15,11 @@ TEST_DATA = Path(os.environ.get("CFDISTILL_TEST_DATA", files.project_root().pare
 """Folder with the benchmarks' real files (`benchmarks/`) and published rationales (`rationales/`)."""
 
 
+def changed(params: Params, **changes: Any) -> Params:
+    """Return the parameters with some of them changed, without checks."""
+    return params.model_copy(update=changes)
+
+
 def counterfactual_of(question: Question) -> Counterfactual:
     """Return the question with its last word changed and the next option right."""
     answer = (question.answer + 1) % len(question.options)
@@ -26,10 +31,8 @@ def rationales_of(question: Question) -> list[Rationale]:
     """Return both views of a question."""
     answer = answer_text(question.options, question.answer)
     wrong = [option for i, option in enumerate(question.options) if i != question.answer]
-    return [
-        Rationale(question.id, "positive", f"It fits {question.options[question.answer]}. {answer}"),
-        Rationale(question.id, "negative", f"It is not {', nor '.join(wrong)}. {answer}"),
-    ]
+    said = {"positive": question.options[question.answer], "negative": f"not {', nor '.join(wrong)}"}
+    return [Rationale(question.id, view, f"It is {text}. {answer}") for view, text in said.items()]
 
 
 def make_upstream(params: Params) -> None:
@@ -38,8 +41,7 @@ def make_upstream(params: Params) -> None:
         pipeline.build("data", params, **part)
     questions = pipeline.questions(params.train_dataset, "train", params)
     rewrites = [counterfactual_of(question) for question in questions[::2]]
-    everything = [*questions, *(c.question for c in rewrites)]
-    views = [r for q in everything for r in rationales_of(q)][:-1]
+    views = [r for q in [*questions, *(c.question for c in rewrites)] for r in rationales_of(q)][:-1]
     for name, records in (("counterfactuals", rewrites), ("rationales", views)):
         for part in pipeline.parts(name, params):
             stage = pipeline.locate(name, params, **part)

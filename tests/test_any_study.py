@@ -30,13 +30,11 @@ DRAWN = {
         lambda methods: methods != ["base"]  # which is refused: it trains nothing
     ),
     "scorings": st.sampled_from(["direct", "direct,elimination,rationale,cloze", "direct,label,likelihood"]),
-    "seed": st.integers(0, 3),
-    "data_seed": st.integers(0, 3),
+    **dict.fromkeys(("seed", "data_seed", "max_steps"), st.integers(0, 3)),
     "spurious_rate": st.sampled_from([0.0, 0.5, 1.0]),
     "teacher_noise": st.sampled_from([0.0, 0.3, 0.6]),
     "vote_threshold": st.integers(0, 5),
     "counterfactuals_per_question": st.integers(1, 3),
-    "max_steps": st.integers(0, 3),
     "validations": st.integers(1, 2),
     "checkpoint": st.sampled_from(["last", "best"]),
     "audit_questions": st.sampled_from([0, 2]),
@@ -50,13 +48,9 @@ DRAWN = {
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(drawn=st.fixed_dictionaries({}, optional=DRAWN))
 def test_a_drawn_study_runs_through_all_notebooks(drawn, tmp_path):
-    study(SMALL | drawn, tmp_path)
-
-
-def study(values, folder):
-    places = {"run_root": str(folder / "runs"), "results_root": str(folder / "results")}
-    profile = folder / "drawn.yaml"
-    profile.write_text(yaml.safe_dump({**values, **places}))
+    places = {"run_root": str(tmp_path / "runs"), "results_root": str(tmp_path / "results")}
+    profile = tmp_path / "drawn.yaml"
+    profile.write_text(yaml.safe_dump({**SMALL, **drawn, **places}))
     params = run.run(profile, {})
     assert results.is_whole(results.folder(params))
     assert (results.folder(params) / "figures" / "table1.md").is_file()
@@ -92,20 +86,17 @@ def benchmarks(tmp_path_factory):
             path.parent.mkdir(exist_ok=True)
             path.write_text("\ufeff" + "\n".join(map(json.dumps, asked)) + "\r\n", encoding="utf-8")
     answers = {row["id"]: row["answerKey"] for row in rows("csqa train", 5)}
-    told = (
-        {"id": k, "rationale": f"It is. So the answer is ({a}).", "predicted": a} for k, a in answers.items()
-    )
-    (root / "rationales.jsonl").write_text("\n".join(map(json.dumps, told)))
+    told = "It is. So the answer is ({})."
+    given = ({"id": k, "rationale": told.format(a), "predicted": a} for k, a in answers.items())
+    (root / "rationales.jsonl").write_text("\n".join(map(json.dumps, given)))
     return root
 
 
 def small(params, benchmarks, folder):
     """Return a shipped profile's parameters at the smallest scale, with our own files."""
     places = {"run_root": str(folder), "results_root": str(folder / "results"), "data_root": str(benchmarks)}
-    given = SIZES | places
-    if params.rationale_file:
-        given["rationale_file"] = str(benchmarks / "rationales.jsonl")
-    return params.model_copy(update=given | {"max_steps": min(params.max_steps, 2)})
+    told = {"rationale_file": str(benchmarks / "rationales.jsonl")} if params.rationale_file else {}
+    return params.model_copy(update=SIZES | places | told | {"max_steps": min(params.max_steps, 2)})
 
 
 SHIPPED = sorted(PARAMS.rglob("*.yaml"))

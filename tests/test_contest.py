@@ -1,4 +1,5 @@
 import csv
+import importlib
 import os
 import subprocess
 import sys
@@ -23,9 +24,7 @@ serve(work)
 @pytest.fixture
 def contest(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from peers import contest
-
-    return contest
+    return importlib.import_module("peers.contest")
 
 
 def test_contestants_answer_every_turn_from_a_process_of_their_own(contest, tmp_path, monkeypatch):
@@ -73,8 +72,7 @@ def test_the_gpu_script_says_what_is_missing(tmp_path, contest, monkeypatch):
     bare.chmod(0o755)
     told = subprocess.run([BENCHMARKS / "gpu.sh"], env={"PYTHON": str(bare)}, capture_output=True, text=True)
     assert (told.returncode, told.stderr.count("has no torch; pip install torch transformers")) == (1, 1)
-    import gpu
-
+    gpu = importlib.import_module("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     with pytest.raises(SystemExit, match="PyTorch sees no CUDA card here"):

@@ -5,6 +5,7 @@ from operator import add
 from types import SimpleNamespace
 
 import pytest
+from studies import changed
 
 from cfdistill import data
 from cfdistill.errors import DataError
@@ -21,6 +22,8 @@ QUESTIONS = [
 ]
 HENS, SHOWN = QUESTIONS[0], "Where do hens sleep?\nOptions: barn; river"
 WROTE = "Hens roost under a roof. So the answer is barn."
+ENDS = {"direct": "[Direct election]", "elimination": "[Elimination method]", "label": "Answer:"}
+VIEWS = {"ft": ["label"], "ft-cot": ["direct"], "cf-distill": ["direct", "elimination"]}
 
 
 @pytest.fixture
@@ -42,15 +45,12 @@ def asked(monkeypatch):
     return noted
 
 
-@pytest.mark.parametrize(
-    ("scoring", "ending", "limit"),
-    [("direct", "[Direct election]", 3), ("elimination", "[Elimination method]", 7), ("label", "Answer:", 3)],
-)
-def test_predict_asks_by_scoring_and_reads_the_answer(small_params, asked, scoring, ending, limit):
+@pytest.mark.parametrize(("scoring", "ending"), ENDS.items())
+def test_predict_asks_by_scoring_and_reads_the_answer(small_params, asked, scoring, ending):
     asked.texts = ["Hens roost. So the answer is river.", "I wonder."]
-    params = small_params.model_copy(update={"max_new_tokens": 3, "max_new_tokens_elimination": 7})
+    params = changed(small_params, max_new_tokens=3, max_new_tokens_elimination=7)
     first, second = predict.predict(None, [HENS, HENS], "ft", scoring, params)
-    assert asked.written == [(f"{SHOWN}\n{ending}", limit)] * 2
+    assert asked.written == [(f"{SHOWN}\n{ending}", 7 if scoring == "elimination" else 3)] * 2
     assert (first.predicted, first.scoring, first.stereotype, first.options) == (1, scoring, 1, 2)
     assert (first.parsed, second.parsed, second.text, second.predicted) == (True, False, "I wonder.", 0)
     assert asked.chosen == [f"{SHOWN}\n{ending} I wonder. So the answer is"]
@@ -69,8 +69,7 @@ def test_likelihood_is_acc_norm_of_lm_evaluation_harness(small_params, scoring):
     student, questions = models.load(small_params), data.load("weasel-commonsense", "new", small_params)
     found = predict.predict(student, questions, "untrained", scoring, small_params)
     options = [q.options for q in questions]
-    shown, alone = [prompt_text(q) for q in questions], [f"Question: {q.stem}\nAnswer:" for q in questions]
-    prompts = alone if scoring == "cloze" else shown
+    prompts = [f"Question: {q.stem}\nAnswer:" if scoring == "cloze" else prompt_text(q) for q in questions]
     expected = decode.option_scores(student, prompts, options, 1).argmax(axis=1)
     assert len(set(expected)) > 1
     answers = [(i, own[i], True) for i, own in zip(expected, options, strict=True)]
@@ -79,7 +78,7 @@ def test_likelihood_is_acc_norm_of_lm_evaluation_harness(small_params, scoring):
 
 def test_rationale_is_the_likeliest_option_after_ones_own_words(small_params, asked):
     asked.texts = ["Hens roost. So the answer is river."]
-    params = small_params.model_copy(update={"scorings": ["rationale", "direct"]})
+    params = changed(small_params, scorings=["rationale", "direct"])
     found = predict.predict_all(None, [HENS], "cf-distill", params)
     assert {name: own[0].predicted for name, own in found.items()} == {"direct": 1, "rationale": 0}
     assert asked.chosen == [f"{SHOWN}\n[Direct election] Hens roost. So the answer is"]
@@ -87,7 +86,7 @@ def test_rationale_is_the_likeliest_option_after_ones_own_words(small_params, as
 
 
 def test_all_scorings_come_from_one_checkpoint_and_are_the_same_twice(small_params, tmp_path):
-    params = small_params.model_copy(update={"scorings": list(SCORINGS)})
+    params = changed(small_params, scorings=list(SCORINGS))
     questions = data.load("weasel-science", "new", small_params)[:3]
     found, again = (predict.predict_all(models.load(params), questions, "cf-distill", params) for _ in "12")
     assert found == again
@@ -95,15 +94,14 @@ def test_all_scorings_come_from_one_checkpoint_and_are_the_same_twice(small_para
     for name, own in found.items():
         assert [(p.question_id, p.scoring, p.options) for p in own] == [(q.id, name, 4) for q in questions]
     models.load(params).save(tmp_path)
-    rounding = params.model_copy(update={"precision": "bf16"})
-    rounded, again = (models.answering(rounding, tmp_path) for _ in "12")
+    rounded, again = (models.answering(changed(params, precision="bf16"), tmp_path) for _ in "12")
     assert {str(weight.dtype) for weight in rounded.model.parameters()} == {"torch.bfloat16"}
     answers = predict.predict_all(rounded, questions, "cf-distill", params)
     assert answers == predict.predict_all(again, questions, "cf-distill", params)
     audited = audit.audit(rounded, questions, "cf-distill", params, answers["direct"])
     asked = [(f"{name}/{c}", q.id) for name, own in audit.CONDITIONS.items() for c in own for q in questions]
     assert [(p.scoring, p.question_id) for p in audited] == asked
-    params = small_params.model_copy(update={"scorings": ["likelihood", "elimination", "direct"]})
+    params = changed(small_params, scorings=["likelihood", "elimination", "direct"])
     assert predict.scorings("ft", params) == ("label", "likelihood")
     assert predict.scorings("cf-distill", params) == ("direct", "elimination", "likelihood")
 
@@ -155,17 +153,13 @@ def test_table_by_hand(small_params):
 def test_questions_are_spread_over_the_split(small_params):
     everything = data.load(small_params.train_dataset, "shift", small_params)
     for count in (0, 3, len(everything), 10_000):
-        params = small_params.model_copy(update={"audit_questions": count})
-        found = audit.choose_questions(everything, params)
+        found = audit.choose_questions(everything, changed(small_params, audit_questions=count))
         assert len(found) == min(count, len(everything))
         assert [q for q in everything if q in found] == found
     assert everything[-1] not in audit.choose_questions(everything, small_params)
 
 
-@pytest.mark.parametrize(
-    ("method", "views"),
-    [("ft", ["label"]), ("ft-cot", ["direct"]), ("cf-distill", ["direct", "elimination"])],
-)
+@pytest.mark.parametrize(("method", "views"), VIEWS.items())
 def test_each_method_gives_its_views_and_every_option_a_likelihood(small_params, method, views):
     question = ask.own_question(" Where is the lamp? <b>", ["shed", " attic ", "hall"])
     said = ask.ask(models.load(small_params), method, question, small_params).splitlines()

@@ -6,7 +6,6 @@ from collections import defaultdict
 import matplotlib
 import pandas as pd
 import pytest
-from matplotlib.text import Text
 
 from cfdistill.errors import DataError
 from cfdistill.evaluate import metrics
@@ -54,9 +53,11 @@ def heights(ax, method):
     return [bar.get_height() for bar in ax.containers[at - 1]]
 
 
-def test_every_method_has_its_own_color_and_marker():
+def test_every_method_has_its_own_look_and_one_without_is_refused_not_left_out():
     for look in ("color", "marker"):
         assert len({getattr(method, look) for method in METHODS.values()}) == len(METHODS)
+    with pytest.raises(DataError, match="no such method: dpo; add it to METHODS"):
+        style.methods_in(pd.DataFrame({"method": ["ft", "dpo"]}))
 
 
 def test_headline_draws_a_bar_per_method_and_split_at_its_accuracy():
@@ -87,11 +88,6 @@ def test_seeds_are_averaged_and_nothing_else_is():
         figures.fig_sweep(students.assign(spurious_rate=0.5))
 
 
-def test_a_method_without_a_look_is_refused_not_left_out():
-    with pytest.raises(DataError, match="no such method: dpo; add it to METHODS"):
-        style.methods_in(pd.DataFrame({"method": ["ft", "dpo"]}))
-
-
 def test_fig5_has_a_panel_per_training_set():
     fig = figures.fig5_ood(pd.concat([study(name) for name in DATASETS]))
     assert titles(fig) == [f"trained on {n}: right (%)" for n in ("commonsense", "qualitative", "science")]
@@ -101,11 +97,8 @@ def test_fig5_has_a_panel_per_training_set():
 
 def test_novelty_goes_from_what_was_shown_to_other_formats_and_leaves_out_small_steps():
     cells = [("weasel-commonsense", "shift"), *((name, "new") for name in DATASETS)]
-    steps = {
-        (name, f"q{i}"): ["cue", "answer", "cause"][(i > 9) + (i > 39)]
-        for name in DATASETS
-        for i in range(90)
-    }
+    news = ["cue"] * 10 + ["answer"] * 30 + ["cause"] * 50
+    steps = {(name, f"q{i}"): step for name in DATASETS for i, step in enumerate(news)}
     told = [
         Prediction(f"q{i}", *cell, "", "", m, METHODS[m].scoring, 0, 4, 1, i % 2, "")
         for cell, m, i in itertools.product(cells, ("base", "cf-distill"), range(90))
@@ -123,8 +116,7 @@ def test_novelty_goes_from_what_was_shown_to_other_formats_and_leaves_out_small_
 
 def test_what_cannot_be_drawn_or_compared_is_said_in_words():
     one = study(methods=["ft"])
-    drawn = figures.fig_headline(one), figures.fig5_ood(one)
-    assert [len(fig.axes[0].patches) for fig in drawn] == [3, 2]
+    assert [len(fig.axes[0].patches) for fig in (figures.fig_headline(one), figures.fig5_ood(one))] == [3, 2]
     own, other = (one[(one.test_dataset == "weasel-commonsense") == kind] for kind in (True, False))
     swept, none = other.assign(spurious_rate=1.0), pd.DataFrame(columns=["audit", "condition", *RATES])
     assert "new to training" in figures.fig_novelty(own).get_label()
@@ -232,15 +224,11 @@ def test_zeros_are_drawn_whole_and_page_width_sets_panels_beside_each_other():
 
 
 def test_saved_files_are_the_same_bytes_again_whatever_the_readers_settings(tmp_path):
-    table, said, every = (
-        study(),
-        {"caption": "Bars of ft_x, 5 %, p < 0.05", "alt": "ft"},
-        ("pdf", "png", "svg"),
-    )
+    table, every = study(), ("pdf", "png", "svg")
+    said = {"caption": "Bars of ft_x, 5 %, p < 0.05", "alt": "ft"}
     for folder, size in (("one", 10), ("two", 20)):
         with matplotlib.rc_context({"font.size": size, "axes.facecolor": "red", "figure.dpi": 50}):
-            place = tmp_path / folder / "headline"
-            style.save(figures.fig_headline(table), table, place, said, every)
+            style.save(figures.fig_headline(table), table, tmp_path / folder / "headline", said, every)
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
     assert set(one) == {"captions.json", *(f"headline.{end}" for end in (*every, "csv", "tex"))}
@@ -255,7 +243,7 @@ def test_methods_have_other_names_and_texts_another_font_where_a_reader_says_so(
     fig, labels = figures.fig_headline(study()), {"ft-cot": "FT-CoT", "ft": "FT"}
     style.save(fig, study(), tmp_path / "a", {"caption": "ft, ft-cot-long"}, ["png"], "DejaVu Serif", labels)
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ["FT", "FT-CoT", "cf-distill", "guessing"]
-    assert {t.get_fontfamily()[0] for t in fig.findobj(Text)} == {"DejaVu Serif"}
+    assert {t.get_fontfamily()[0] for t in fig.findobj(matplotlib.text.Text)} == {"DejaVu Serif"}
     assert json.loads((tmp_path / "captions.json").read_text()) == {"a": {"caption": "FT, ft-cot-long"}}
     with pytest.raises(DataError, match="no format gif; there are pdf, png, svg"):
         style.save(fig, study(), tmp_path / "a", {"caption": ""}, ["gif"])

@@ -22,6 +22,7 @@ from cfdistill.methods import METHODS
 from cfdistill.study import grid
 
 PARAMS = files.project_root() / "params"
+SHIPPED = [path for path in PARAMS.glob("*/*.yaml") if path.stem != "base"]
 SNAKEMAKE = shutil.which("snakemake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 needs_snakemake = pytest.mark.skipif(SNAKEMAKE is None, reason="Snakemake is not installed: docs/clusters.md")
 FT = "weasel-commonsense-ft-tiny-random-seed0"
@@ -43,16 +44,6 @@ def read(folder, *blocks, **base):
     return made
 
 
-def train(params):
-    """Complete the stages `training` and `evaluation` of a cell without a student."""
-    for name in ("training", "evaluation"):
-        for part in pipeline.parts(name, params):
-            stage = pipeline.locate(name, params, **part)
-            if not stage.is_complete():
-                with stage.draft(params) as draft:
-                    (pretend if name == "training" else answer_all)(draft, params, **part)
-
-
 def pretend(draft, params, method):
     (draft.path / "model").mkdir(exist_ok=True)
     (draft.path / "model" / "weights").write_text(draft.path.stem)
@@ -68,9 +59,15 @@ def answer_all(draft, params, method, dataset):
 
 
 def make_cells(made, names=None):
-    for name in names or made.cells:
-        train(made.cells[name])
-        grid.write_cell(made.folder / name, made.cells[name])
+    """Complete the stages `training` and `evaluation` of cells without a student, and write the cells."""
+    for name, params in ((name, made.cells[name]) for name in names or made.cells):
+        for stage_name, make in (("training", pretend), ("evaluation", answer_all)):
+            for part in pipeline.parts(stage_name, params):
+                stage = pipeline.locate(stage_name, params, **part)
+                if not stage.is_complete():
+                    with stage.draft(params) as draft:
+                        make(draft, params, **part)
+        grid.write_cell(made.folder / name, params)
 
 
 def test_blocks_are_crossed_and_names_tell_what_differs(tmp_path):
@@ -83,26 +80,15 @@ def test_blocks_are_crossed_and_names_tell_what_differs(tmp_path):
     assert made.cells[f"{FT}-spurious_rate0.9"].test_datasets == ["weasel-science"]
 
 
-TESTS = [{"method": "ft", "test_datasets": [name]} for name in ("weasel-commonsense", "weasel-science")]
+WRONG = [([{"method": []}], "the blocks make no cell"), ([{"seed": 0}], "every block needs `method`")]
+SAME = [{"method": "ft", "test_datasets": name} for name in ("csqa", "qasc")]
+WRONG += [([{"method": "ft", "sead": 0}], "unknown parameter sead"), (SAME, f"two blocks make the cell {FT}")]
 
 
-@pytest.mark.parametrize(
-    ("blocks", "said"),
-    [
-        ([{"method": []}], "the blocks make no cell"),
-        ([{"seed": 0}], "every block needs `method`"),
-        ([{"method": "ft", "sead": 0}], "unknown parameter sead"),
-        (TESTS, f"two blocks make the cell {FT}"),
-    ],
-)
+@pytest.mark.parametrize(("blocks", "said"), WRONG)
 def test_wrong_grid_is_one_sentence(tmp_path, blocks, said):
     with pytest.raises(ParamsError, match=said):
         grid.read(write_grid(tmp_path, *blocks))
-
-
-SHIPPED = [
-    path for name in ("grids", "paper") for path in (PARAMS / name).glob("*.yaml") if path.stem != "base"
-]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -152,14 +138,14 @@ def test_one_grid_has_one_number_format_which_later_runs_keep(tmp_path, monkeypa
     grid.write_tables(made, grid.finished(made))
     again = grid.read(tmp_path / "small.yaml")  # on another machine
     assert {params.precision for grids in (made, again) for params in grids.cells.values()} == {"bf16"}
-    manifest = json.loads((made.folder / FT / "manifest.json").read_text())
-    assert manifest["params"]["precision"] == "bf16"
+    assert json.loads((made.folder / FT / "manifest.json").read_text())["params"]["precision"] == "bf16"
     assert grid.finished(grid.read(tmp_path / "small.yaml", {"precision": "fp32"})) == {}
 
 
-def test_changed_predictions_and_broken_manifests_are_refused(tmp_path):
+def test_changed_predictions_and_broken_manifests_and_other_folders_are_refused(tmp_path):
     made = read(tmp_path, {"method": "ft"})
     make_cells(made)
+    make_cells(made)  # a cell replaces a cell, and nothing else
     predictions = made.folder / FT / "predictions.csv"
     whole = predictions.read_text()
     predictions.write_text(whole[:-20])
@@ -169,12 +155,6 @@ def test_changed_predictions_and_broken_manifests_are_refused(tmp_path):
     (predictions.parent / "manifest.json").write_text("{}")
     with pytest.raises(StageError, match="is not a cell's manifest"):
         grid.finished(made)
-
-
-def test_a_cell_replaces_a_cell_and_nothing_else(tmp_path):
-    made = read(tmp_path, {"method": "ft"})
-    make_cells(made)
-    make_cells(made)
     (made.folder / FT / files.MARKER).rename(made.folder / FT / "notes.txt")
     with pytest.raises(StageError, match="holds something else"):
         make_cells(made)
@@ -182,8 +162,7 @@ def test_a_cell_replaces_a_cell_and_nothing_else(tmp_path):
 
 
 def test_tables_hold_the_varied_parameters_and_tell_their_cells(tmp_path):
-    block = {"method": ["ft-cot", "cf-distill"], "seed": [0, 1], "spurious_rate": [0.5, 0.9]}
-    made = read(tmp_path, block)
+    made = read(tmp_path, {"method": ["ft-cot", "cf-distill"], "seed": [0, 1], "spurious_rate": [0.5, 0.9]})
     make_cells(made)
     grid.write_tables(made, grid.finished(made))
     metrics, comparisons = (pd.read_csv(made.folder / f"{n}.csv") for n in ("metrics", "comparisons"))

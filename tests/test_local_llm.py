@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -56,25 +56,22 @@ def served(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         models.load(Params.from_yaml(PROFILE, given))
         command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
         command += ["--host", "127.0.0.1", "--port", port]
-    with (tmp_path / "server.log").open("w") as log:
+    said, until = tmp_path / "server.log", time.monotonic() + 180
+    with said.open("w") as log:
         server = subprocess.Popen(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log)
     try:
-        wait_for(f"{url}/health", server, tmp_path / "server.log")
+        while time.monotonic() < until:
+            assert server.poll() is None, said.read_text()[-2000:]
+            with suppress(OSError):
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                break
+            time.sleep(0.5)
+        else:
+            pytest.fail(f"no answer from {url}: {said.read_text()[-2000:]}")
         yield given
     finally:
         server.kill()
         server.wait(timeout=30)
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + 180
-    while time.monotonic() < until:
-        assert server.poll() is None, log.read_text()[-2000:]
-        try:
-            return urllib.request.urlopen(url, timeout=5).close()
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"no answer from {url}: {log.read_text()[-2000:]}")
 
 
 def test_ten_real_questions_go_through_three_chapters(served: dict[str, str]) -> None:
@@ -83,7 +80,6 @@ def test_ten_real_questions_go_through_three_chapters(served: dict[str, str]) ->
         answers = list(cache.answers())
     assert {(a.base_url, a.model) for a in answers} == {(params.teacher_base_url, params.teacher_model)}
     assert 0 < max(answer.completion_tokens for answer in answers) <= params.teacher_max_tokens
-
     originals, kept = pipeline.questions("csqa", "train", params), pipeline.rewrites(params)
     stages = {name: pipeline.find(name, params) for name in ("counterfactuals", "rationales")}
     drops, unfit = (stage.manifest()["drops"] for stage in stages.values())

@@ -1,4 +1,3 @@
-import json
 import math
 import random
 from collections import defaultdict
@@ -8,10 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfdistill import data
+from cfdistill import data, files
 from cfdistill.errors import DataError, StageError
-from cfdistill.evaluate import metrics, stats
-from cfdistill.evaluate.novelty import STEPS, novelty
+from cfdistill.evaluate import metrics, novelty, stats
 from cfdistill.methods import METHODS
 from cfdistill.params import Params
 from cfdistill.schema import Prediction, Question
@@ -31,11 +29,9 @@ def prediction(item, predicted, *, method="cf-distill", **other):
 def simulate(methods, items=40, seed=0, rate=0.5, **other):
     """Answers of random students: right with probability `rate`, lured half of the rest."""
     rng, fields = random.Random(seed), {"split": "new"} | other
-    return [
-        prediction(f"q{i:02}", 0 if rng.random() < rate else rng.choice([1, 2]), method=method, **fields)
-        for method in methods
-        for i in range(items)
-    ]
+    asked = [(method, f"q{i:02}") for method in methods for i in range(items)]
+    chosen = [0 if rng.random() < rate else rng.choice([1, 2]) for _ in asked]
+    return [prediction(q, c, method=m, **fields) for (m, q), c in zip(asked, chosen, strict=True)]
 
 
 def tidy(predictions, seed=0, student="s", train=D, steps=None):
@@ -61,14 +57,9 @@ def test_steps_of_novelty_and_all_other_data_sets_together_are_measured_as_well(
     steps |= {("weasel-science", "q0"): "format", ("csqa", "q0"): "format"}
     found = metrics.metrics_table(tidy(answers + others, steps=steps))
     cells = {(r.test_dataset, r.test_split, r.novelty): (r.n, r.accuracy) for r in found.itertuples()}
-    assert cells == {
-        (D, "shift", ""): (4, 0.5),
-        (D, "shift", "cue"): (2, 0.5),
-        (D, "shift", "cause"): (2, 0.5),
-        ("weasel-science", "new", ""): (1, 1.0),
-        ("csqa", "new", ""): (1, 0.0),
-        (metrics.OTHERS, "", ""): (2, 0.5),
-    }
+    expected = {(D, "shift", step): (n, 0.5) for step, n in (("", 4), ("cue", 2), ("cause", 2))}
+    expected |= {("weasel-science", "new", ""): (1, 1.0), ("csqa", "new", ""): (1, 0.0)}
+    assert cells == expected | {(metrics.OTHERS, "", ""): (2, 0.5)}
 
 
 def test_rates_and_pairs_of_different_variants_by_hand():
@@ -86,17 +77,13 @@ def test_rates_and_pairs_of_different_variants_by_hand():
     assert math.isnan(row.pair_consistency)
     real = measured([prediction("a", 0, stereotype=None)])
     assert real[["lure_rate", "lure_low", "lure_high", "accuracy_unlured"]].isna().all(axis=None)
-    names = ("s1.f2.v0.c0", "s1.f2.v0.c1", "s1.f2.v1.c0")  # the first two are of the same variant: no pair
-    answers = [prediction(name, 0, scene="s1") for name in names]
+    answers = [prediction(name, 0, scene="s1") for name in ("s1.f2.v0.c0", "s1.f2.v0.c1", "s1.f2.v1.c0")]
     answers.append(prediction("s1.f2.v2.c0", 3, scene="s1"))  # wrong
     answers.append(prediction("s2.f2.v0.c0", 0, scene="s2"))  # alone in its scene
-    assert measured(answers).pair_consistency[0] == 2 / 5
-
-
-def test_variants_in_testbed_ids_are_answers(small_params):
-    variants = {}
-    for q in data.load(D, "shift", small_params):
-        variants.setdefault(q.scene, {})[q.id.rpartition(".c")[0]] = q.options[q.answer]
+    assert measured(answers).pair_consistency[0] == 2 / 5  # the first two are of the same variant: no pair
+    variants = defaultdict(dict)  # which in the testbed's ids are answers
+    for q in data.load(D, "shift", Params()):
+        variants[q.scene][q.id.rpartition(".c")[0]] = q.options[q.answer]
     assert all(len(set(answers.values())) == len(answers) for answers in variants.values())
 
 
@@ -153,22 +140,18 @@ def test_what_cannot_be_measured_or_paired_is_refused():
         compared(answers[:-1])
     with pytest.raises(DataError, match="no training seed in common"):
         metrics.comparisons_table(pd.concat([tidy(answers[:40], 0), tidy(answers[40:], 1)]))
-    vote = [prediction("q00", 0, **own) for own in ({"scoring": "elimination"}, {"method": "ft"})]
     with pytest.raises(DataError, match="need 'direct' predictions of cf-distill"):
-        compared(vote)
+        compared([prediction("q00", 0, **own) for own in ({"scoring": "elimination"}, {"method": "ft"})])
 
 
 def test_the_worst_group_is_one_of_both_splits_over_all_seeds():
     """Seed 0 is worst where seed 1 is better; a question of both splits counts once."""
 
+    groups = [("stereotype", "id"), ("reachable", "id"), ("reachable", "shift"), ("heldout", "shift")]
+
     def answers(**right):
-        groups = {"stereotype": "id", "reachable": "id shift", "heldout": "shift"}
-        return [
-            prediction(f"{name}{i}", int(i >= right[name]), split=split, subset=name)
-            for name, splits in groups.items()
-            for split in splits.split()
-            for i in range(4)
-        ]
+        asked = [(name, split, i) for name, split in groups for i in range(4)]
+        return [prediction(f"{n}{i}", int(i >= right[n]), split=s, subset=n) for n, s, i in asked]
 
     seeds = [answers(stereotype=4, reachable=0, heldout=1), answers(stereotype=4, reachable=3, heldout=0)]
     for own, expected in ((seeds[:1], [(4, 0)]), (seeds[1:], [(4, 0)]), (seeds, [(4, 0.25), (4, 0)])):
@@ -214,8 +197,7 @@ def save(folder, predictions, seed=0, student="s", content=None, **changes):
     folder.mkdir()
     params = Params.build({"seed": seed, **changes})
     metrics.write_csv(tidy(predictions, seed, student, params.train_dataset), folder / "predictions.csv")
-    told = json.dumps({"params": params.model_dump(), "content": content or {}})
-    (folder / "manifest.json").write_text(told)
+    files.write_json(folder / "manifest.json", {"params": params.model_dump(), "content": content or {}})
     return folder
 
 
@@ -224,16 +206,14 @@ def gathered(*folders):
     return metrics.metrics_table(pooled), metrics.comparisons_table(pooled)
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "named"),
-    [
-        ({"epochs": 3.0}, {"epochs": 1.0}, "epochs is 3.0 and 1.0"),
-        ({"precision": "fp32"}, {"precision": "bf16"}, "precision is fp32 and bf16"),
-        ({"teacher": "offline"}, {"teacher": "recorded"}, "teacher is offline and recorded"),
-        ({"content": {"rewrites": "1"}}, {"content": {"rewrites": "3"}}, f"rewrites for {D} .* is 1 and 3"),
-        ({"content": {"student": "1"}}, {"content": {"student": "3"}}, "student s is 1 and 3"),
-    ],
-)
+APART = [({"epochs": 3.0}, {"epochs": 1.0}, "epochs is 3.0 and 1.0")]
+APART += [({"precision": "fp32"}, {"precision": "bf16"}, "precision is fp32 and bf16")]
+APART += [({"teacher": "offline"}, {"teacher": "recorded"}, "teacher is offline and recorded")]
+APART += [({"content": {"student": "1"}}, {"content": {"student": "3"}}, "student s is 1 and 3")]
+APART += [({"content": {"rewrites": "1"}}, {"content": {"rewrites": "3"}}, f"rewrites for {D} .* is 1 and 3")]
+
+
+@pytest.mark.parametrize(("one", "other", "named"), APART)
 def test_only_seeds_are_averaged(tmp_path, one, other, named):
     folders = [save(tmp_path / f"{s}", simulate(["ft"]), seed=s, **x) for s, x in enumerate((one, other))]
     with pytest.raises(DataError, match=f"0 and .*1 cannot be pooled: {named}"):
@@ -295,20 +275,20 @@ def test_means_over_seeds_have_an_interval_over_scenes_and_seeds():
     assert metrics.metrics_table(pd.concat(others))[metrics.OVER_SEEDS].isna().all(axis=None)
 
 
-SHOWN = Question("a", "own", "train", "The cook rang. Who?", ("Anna", "Bob"), 0, scene="s1", cue="the cook")
-
-
 def test_every_question_has_the_first_step_that_is_new():
+    shown = Question(
+        "a", "own", "train", "The cook rang. Who?", ("Anna", "Bob"), 0, scene="s1", cue="the cook"
+    )
     asked = {
-        "cue": replace(SHOWN, id="1", stem="It was the cook. Who was it?"),
-        "answer": replace(SHOWN, id="2", stem="A chef?", cue="chef", options=("Bob", "anna"), answer=1),
-        "cause": replace(SHOWN, id="3", stem="The pilot rang. Who?", cue="the pilot", answer=1),
-        "scene": replace(SHOWN, id="4", scene="s2"),
-        "format": replace(SHOWN, id="5", dataset="other"),
-        "": replace(SHOWN, id="6", scene="", cue=""),
+        "cue": replace(shown, id="1", stem="It was the cook. Who was it?"),
+        "answer": replace(shown, id="2", stem="A chef?", cue="chef", options=("Bob", "anna"), answer=1),
+        "cause": replace(shown, id="3", stem="The pilot rang. Who?", cue="the pilot", answer=1),
+        "scene": replace(shown, id="4", scene="s2"),
+        "format": replace(shown, id="5", dataset="other"),
+        "": replace(shown, id="6", scene="", cue=""),
     }
-    found = novelty(asked.values(), [SHOWN, replace(SHOWN, id="b", scene="s3")])
+    found = novelty.novelty(asked.values(), [shown, replace(shown, id="b", scene="s3")])
     assert [found[q.dataset, q.id] for q in asked.values()] == list(asked)
-    assert tuple(asked)[:-1] == STEPS
-    rewritten = replace(SHOWN, id="cf", answer=1)  # the same words: a cue counts only with its own answer
-    assert novelty([replace(SHOWN, id="1")], [rewritten])["own", "1"] == "cause"
+    assert tuple(asked)[:-1] == novelty.STEPS
+    rewritten = replace(shown, id="cf", answer=1)  # the same words: a cue counts only with its own answer
+    assert novelty.novelty([replace(shown, id="1")], [rewritten])["own", "1"] == "cause"

@@ -3,10 +3,9 @@
 import shutil
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 
 import pytest
-from studies import write_user_files
+from studies import changed, write_user_files
 
 from cfdistill import pipeline, store
 from cfdistill.data import weasel
@@ -14,13 +13,15 @@ from cfdistill.errors import DataError, StageError, TrainingError
 from cfdistill.student import models
 from cfdistill.teacher import prompts
 
+EDITED = [("user/train.jsonl", b"lost", "data"), ("user/validation.jsonl", b"lost", "data")]
+EDITED += [("rationales.jsonl", b"is", "rationales"), ("student/model.safetensors", b"\0\0", "ft-cot")]
+
 
 def user_study(params, root):
     """Write all files that a study of one's own rows reads into a folder, and return its parameters."""
-    changes = {**write_user_files(root), "methods": ["ft-cot"], "profile": root.name}
     models.load(params).save(root / "student")
     places = {"student": str(root / "student"), "teacher_cache": str(root / "cache.sqlite")}
-    return params.model_copy(update=changes | places)
+    return changed(params, methods=["ft-cot"], profile=root.name, **write_user_files(root), **places)
 
 
 def keys(params):
@@ -34,13 +35,6 @@ def keys(params):
     return {name: store.key_hash(stage.key) for name, stage in made.items()}
 
 
-def pretend_trained(params):
-    """Complete the training stage of every method with a student that was not trained."""
-    for method in params.methods:
-        with pipeline.locate("training", params, method=method).draft(params) as draft:
-            models.load(params).save(draft.path / "model")
-
-
 def replace_word(path, old, new):
     content = path.read_bytes()
     assert old in content
@@ -51,18 +45,15 @@ def test_further_questions_are_as_many_as_the_rewrites_and_base_is_not_trained(s
     methods = ["base", "multi-view-more", "ft-cot-balanced", "cf-distill"]
     sizes = {"train_scenes": 12, "train_questions": 10, "validation_questions": 4, "max_steps": 1}
     sizes |= {"methods": methods, "test_datasets": ["weasel-commonsense"]}
-    params = small_params.model_copy(update=sizes)
-    for name in ("data", "counterfactuals", "rationales"):
-        for part in pipeline.parts(name, params):
-            pipeline.build(name, params, **part)
+    params = changed(small_params, **sizes)
+    keys(changed(params, methods=methods[1:]))
     kept, own = pipeline.rewrites(params), pipeline.originals(params)
     more, balanced = (pipeline.originals(params, method) for method in methods[1:3])
     assert more[: len(own)] == own
     assert len(more) == len(own) + len(kept) > len(own)
     assert {q.id for q in balanced} - {q.id for q in own}
     assert pipeline.planned_steps("ft-cot-balanced", params) == pipeline.planned_steps("cf-distill", params)
-    explained = {r.question_id for r in pipeline.rationales(params, "multi-view-more")}
-    assert explained <= {q.id for q in more}
+    assert {r.question_id for r in pipeline.rationales(params, "multi-view-more")} <= {q.id for q in more}
     assert len(pipeline.examples("multi-view-more", params)) > 2 * len(own)
     assert [part["method"] for part in pipeline.parts("training", params)] == methods[1:]
     pipeline.build("evaluation", params, method="base", dataset="weasel-commonsense")
@@ -72,23 +63,15 @@ def test_further_questions_are_as_many_as_the_rewrites_and_base_is_not_trained(s
     assert len(steps) == sum(map(len, tested))
 
 
-@pytest.mark.parametrize(
-    ("file", "word", "first_changed"),
-    [
-        ("user/train.jsonl", b"lost", "data"),
-        ("user/validation.jsonl", b"lost", "data"),
-        ("rationales.jsonl", b"is", "rationales"),
-        ("student/model.safetensors", b"\0\0", "ft-cot"),
-    ],
-)
+@pytest.mark.parametrize(("file", "word", "first_changed"), EDITED)
 def test_a_word_edited_in_place_changes_what_reads_it(small_params, tmp_path, file, word, first_changed):
     params = user_study(small_params, tmp_path)
     before = keys(params)
     replace_word(tmp_path / file, word, word[::-1] if word.isalpha() else b"\0\1")
     after = keys(params)
-    changed = [name for name in before if before[name] != after[name]]
-    assert changed[0].startswith(first_changed)
-    assert "ft-cot" in changed
+    differ = [name for name in before if before[name] != after[name]]
+    assert differ[0].startswith(first_changed)
+    assert "ft-cot" in differ
 
 
 def test_an_edited_prompt_or_scene_bank_remakes_what_it_reaches(small_params, tmp_path, monkeypatch):
@@ -110,7 +93,8 @@ def test_an_edited_prompt_or_scene_bank_remakes_what_it_reaches(small_params, tm
 def test_two_studies_that_differ_in_places_only_share_all(small_params, tmp_path):
     first, second = (user_study(small_params, tmp_path / name) for name in ("one", "two"))
     keys(first)
-    pretend_trained(first)
+    with pipeline.locate("training", first, method="ft-cot").draft(first) as draft:
+        models.load(first).save(draft.path / "model")  # which was not trained
     for name in ("evaluation", "audits", "metrics"):
         for part in pipeline.parts(name, first):
             pipeline.build(name, first, **part)
@@ -119,24 +103,12 @@ def test_two_studies_that_differ_in_places_only_share_all(small_params, tmp_path
             assert pipeline.find(name, second, **part) == pipeline.locate(name, first, **part)
 
 
-def test_rebuilt_rewrites_lead_to_new_rationales_and_students(small_params):
-    """Rewrites that were made again with other answers must not meet the explanations of the old ones."""
-    before = keys(small_params)
-    made, kept = pipeline.find("counterfactuals", small_params), pipeline.rewrites(small_params)
-    shutil.rmtree(made.path)
-    with made.draft(small_params) as draft:
-        draft.write("counterfactuals.train.jsonl", kept[1:])
-    assert store.key_hash(pipeline.locate("rationales", small_params).key) != before["rationales []"]
-    with pytest.raises(StageError, match=r"stage rationales is missing .* --only 03"):
-        pipeline.locate("training", small_params, method="cf-distill")
-
-
 def test_the_number_format_is_in_the_key_and_auto_is_what_it_resolves_to(small_params, monkeypatch):
     keys(small_params)
 
     def key(given, processor):
         monkeypatch.setattr(models, "precision", lambda p: p.precision.replace("auto", processor))
-        params = small_params.model_copy(update={"precision": given})
+        params = changed(small_params, precision=given)
         return store.key_hash(pipeline.locate("training", params, method="ft").key)
 
     assert key("auto", "bf16") == key("bf16", "fp32") != key("fp32", "bf16") == key("auto", "fp32")
@@ -156,7 +128,7 @@ def test_a_test_set_that_was_trained_on_is_refused(small_params, tmp_path):
 
 def test_controls_learn_from_their_own_rewrites_in_as_many_steps(small_params):
     methods = ["ft-cot", "ft-cot-long", "cf-unfiltered", "cf-random-mask", "cf-distill"]
-    params = small_params.model_copy(update={"methods": methods, "teacher_noise": 0.4})
+    params = changed(small_params, methods=methods, teacher_noise=0.4)
     keys(params)
     steps = {method: pipeline.planned_steps(method, params) for method in methods}
     assert steps["ft-cot"] < steps["ft-cot-long"] == steps["cf-distill"]
@@ -166,18 +138,22 @@ def test_controls_learn_from_their_own_rewrites_in_as_many_steps(small_params):
     masked = {method: {c.masked_stem for c in made[method]} for method in methods}
     assert not masked["cf-random-mask"] & masked["cf-distill"]
     for method in methods[2:]:
-        ids = {c.question.id for c in made[method]}
         learnt = {e.question_id for e in pipeline.examples(method, params) if e.counterfactual}
         assert learnt
-        assert learnt <= ids
+        assert learnt <= {c.question.id for c in made[method]}
 
 
-def test_rewrites_are_explained_and_a_study_without_any_says_so(small_params):
-    keys(small_params)
-    explained = {r.question_id for r in pipeline.rationales(small_params)}
-    assert {c.question.id for c in pipeline.rewrites(small_params)} <= explained
-    nothing_fits = {"min_edit_ratio": 0.0, "max_edit_ratio": 0.0, "allow_empty": True}
-    strict = small_params.model_copy(update=nothing_fits)
+def test_rewrites_are_explained_and_rebuilt_ones_anew_and_a_study_without_any_says_so(small_params):
+    before = keys(small_params)
+    made, kept = pipeline.find("counterfactuals", small_params), pipeline.rewrites(small_params)
+    assert {c.question.id for c in kept} <= {r.question_id for r in pipeline.rationales(small_params)}
+    shutil.rmtree(made.path)  # rewrites made again must not meet the explanations of the old ones
+    with made.draft(small_params) as draft:
+        draft.write("counterfactuals.train.jsonl", kept[1:])
+    assert store.key_hash(pipeline.locate("rationales", small_params).key) != before["rationales []"]
+    with pytest.raises(StageError, match=r"stage rationales is missing .* --only 03"):
+        pipeline.locate("training", small_params, method="cf-distill")
+    strict = changed(small_params, min_edit_ratio=0.0, max_edit_ratio=0.0, allow_empty=True)
     keys(strict)
     assert pipeline.rewrites(strict) == []
     assert pipeline.find("counterfactuals", strict).manifest()["drops"]["changed too much"]
@@ -188,8 +164,7 @@ def test_rewrites_are_explained_and_a_study_without_any_says_so(small_params):
 
 def test_answers_changed_in_the_cache_are_never_mixed_with_stages_made_before(small_params):
     keys(small_params)
-    cache = Path(small_params.run_root) / "teacher" / "cache.sqlite"
-    with closing(sqlite3.connect(cache)) as db, db:
+    with closing(sqlite3.connect(f"{small_params.run_root}/teacher/cache.sqlite")) as db, db:
         key, response = db.execute("SELECT key, response FROM answers WHERE task = 'fill'").fetchone()
         db.execute("UPDATE answers SET response = ? WHERE key = ?", (f"{response} ", key))
     with pytest.raises(StageError, match=r"was made from other answers .*\(1 differ\)"):

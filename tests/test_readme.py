@@ -14,26 +14,16 @@ from cfdistill.params import Params
 from cfdistill.study import grid, results, run
 
 ROOT = files.project_root()
-TEXTS = {
-    path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
-}
-BIN = Path(sys.executable).parent
+TEXTS = {path.name: path.read_text("utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 
-
-def commands():
-    """Return the commands in code blocks of README, docs and notebooks, and inline ones with a profile."""
-    cells = [c for name in run.NOTEBOOKS for c in json.loads(run.source_path(name).read_text())["cells"]]
-    told = "\n".join(
-        [*TEXTS.values(), *("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")]
-    )
-    fenced = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", told, re.MULTILINE | re.DOTALL)
-    blocks = "\n".join(block for language, block in fenced if not language)
-    lines = [line.split(" #")[0].strip() for line in blocks.replace("\\\n", " ").splitlines()]
-    inline = re.findall(r"`((?:cfdistill|papermill) [^`]*params/[^`]*)`", told)
-    return sorted({c for c in [*lines, *inline] if c.startswith(("cfdistill ", "papermill ", "make "))})
-
-
-COMMANDS = commands()
+# The commands in code blocks of README, docs and notebooks, and inline ones with a profile.
+CELLS = [c for name in run.NOTEBOOKS for c in json.loads(run.source_path(name).read_text())["cells"]]
+TOLD = "\n".join([*TEXTS.values(), *("".join(c["source"]) for c in CELLS if c["cell_type"] == "markdown")])
+FENCED = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", TOLD, re.MULTILINE | re.DOTALL)
+BLOCKS = "\n".join(block for language, block in FENCED if not language)
+LINES = [line.split(" #")[0].strip() for line in BLOCKS.replace("\\\n", " ").splitlines()]
+LINES += re.findall(r"`((?:cfdistill|papermill) [^`]*params/[^`]*)`", TOLD)
+COMMANDS = sorted({line for line in LINES if line.startswith(("cfdistill ", "papermill ", "make "))})
 SMOKE = [c for c in COMMANDS if c.startswith("cfdistill run params/smoke.yaml") and "live" not in c]
 
 
@@ -74,9 +64,8 @@ def test_a_command_is_one_that_there_is(command):
 @pytest.mark.parametrize("command", SMOKE)
 def test_a_small_study_runs_as_printed(command, tmp_path):
     places = ["-p", "run_root", tmp_path / "runs", "-p", "results_root", tmp_path / "results"]
-    done = subprocess.run(
-        [BIN / "cfdistill", *shlex.split(command)[1:], *places], cwd=ROOT, stderr=subprocess.PIPE
-    )
+    words = [Path(sys.executable).with_name("cfdistill"), *shlex.split(command)[1:], *places]
+    done = subprocess.run(words, cwd=ROOT, stderr=subprocess.PIPE)
     assert done.returncode == 0, done.stderr[-2000:]
     [made] = (tmp_path / "results").iterdir()
     assert results.is_whole(made)

@@ -8,9 +8,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import browser
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_output
+from nbformat import read, v4, write
 
 from cfdistill.errors import StageError
 from cfdistill.evaluate import metrics
@@ -32,19 +31,15 @@ HOSTILE = {
 }
 
 
-def hostile_answers():
-    """Return what notebook 06 shows, of questions and answers that try to break out."""
+@pytest.fixture
+def study(small_params, monkeypatch):
+    """A finished study: the committed results, and notebooks whose every cell shows something hostile."""
     methods, about = ("ft-cot", "cf-distill"), ("csqa", "test", "", "")
     asked = [Question(k, "csqa", "test", t, (f"{t[:300]} a", "b"), 0, cue=t[:50]) for k, t in HOSTILE.items()]
     told = [(q.id, *about, m, "direct", 0, 2, None, 1, f"{q.stem}\0 {m}") for m in methods for q in asked]
-    return stories.answers(asked, [Prediction(*facts) for facts in told], methods)
-
-
-@pytest.fixture
-def study(small_params, monkeypatch):
-    """A finished study: the committed results, and notebooks whose every cell shows something."""
+    table = stories.answers(asked, [Prediction(*facts) for facts in told], methods)  # as notebook 06 shows
     shutil.copytree(OFFLINE, results.folder(small_params))
-    executed, table = run.executed_folder(small_params), hostile_answers()
+    executed = run.executed_folder(small_params)
     executed.mkdir(parents=True)
     monkeypatch.setattr(results, "answers", lambda params: table)
     png = base64.b64encode((OFFLINE / "figures" / "cost.png").read_bytes()).decode()
@@ -55,21 +50,15 @@ def study(small_params, monkeypatch):
     ]
     state = {"state": {"a": {"model_module": "x", "model_name": "y"}}, "version_major": 2, "version_minor": 0}
     for name in run.select((), small_params):
-        notebook = nbformat.read(run.source_path(name), as_version=4)
+        notebook = read(run.source_path(name), as_version=4)
         notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": state}
-        notebook.cells.insert(3, new_code_cell("seed = 7", metadata={"tags": ["injected-parameters"]}))
-        outputs = [new_output("execute_result", data) for data in shown]
-        outputs += [new_output("stream", text="1 %\r100 %\n"), new_output("stream", name="stderr", text="!")]
-        notebook.cells.append(new_code_cell("show(table)", outputs=outputs))
-        nbformat.write(notebook, executed / f"{name}.ipynb")
+        notebook.cells.insert(3, v4.new_code_cell("seed = 7", metadata={"tags": ["injected-parameters"]}))
+        outputs = [v4.new_output("execute_result", data) for data in shown]
+        said = {"stdout": "1 %\r100 %\n", "stderr": "!"}
+        outputs += [v4.new_output("stream", name=stream, text=text) for stream, text in said.items()]
+        notebook.cells.append(v4.new_code_cell("show(table)", outputs=outputs))
+        write(notebook, executed / f"{name}.ipynb")
     return small_params
-
-
-def tags_of(text):
-    tags, parser = [], HTMLParser()
-    parser.handle_starttag = lambda tag, attrs: tags.append((tag, dict(attrs)))
-    parser.feed(text)
-    return tags
 
 
 def check_pages(folder):
@@ -77,13 +66,16 @@ def check_pages(folder):
     assert {path.stem for path in folder.glob("*.html")} == {"index", "answers", *also, *run.NOTEBOOKS}
     for path in folder.glob("*.html"):
         text = path.read_text(encoding="utf-8")
-        names = [name for name, _ in tags_of(text)]
+        tags, parser = [], HTMLParser()
+        parser.handle_starttag = lambda tag, attrs, tags=tags: tags.append((tag, dict(attrs)))
+        parser.feed(text)
+        names = [name for name, _ in tags]
         assert not {"script", "iframe", "object", "embed", "form", "base", "video"} & set(names)
         assert names.count("link") == 1  # the style sheet, which loads nothing itself
         styles = "".join(re.findall("(?s)<style.*?</style>", text)) + (folder / "style.css").read_text()
         assert not re.search(r"url\(|@import", styles)
         assert text.index("default-src 'none'") < text.index('<link rel="stylesheet" href="style.css">')
-        for name, given in tags_of(text):
+        for name, given in tags:
             assert not [key for key in given if key.startswith("on") or key == "srcset"]
             assert name != "img" or (given.get("alt") and "No description" not in given["alt"]), path
             outside = ("data:image/",) if name == "img" else ("#", "https://")
@@ -114,13 +106,10 @@ def test_site_holds_all_pages_and_nothing_from_outside_and_is_the_same_bytes_aga
     check_numbers(folder / "index.html", OFFLINE)
     check_numbers(folder / "offline_control.html", control)
     page = (folder / "06_qualitative_analysis.html").read_text(encoding="utf-8")
-    parts = ["100 %", "&lt;script&gt;document.title", 'href="07_paper_figures.html"', "<summary>Imports</"]
-    parts += ["<summary>All parameters of this run</", '<span class="n">seed</', 'alt="Figure of the section']
-    parts += [
-        "<summary>What must hold</",
-        'href="06_qualitative_analysis.ipynb"',
-        'aria-current="page">6</a>',
-    ]
+    parts = ["&lt;script&gt;document.title", 'href="07_paper_figures.html"', "<summary>What must hold</"]
+    parts += ["<summary>All parameters of this run</", 'aria-current="page">6</a>', "<summary>Imports</"]
+    parts += ['href="06_qualitative_analysis.ipynb"', '<span class="n">seed</', 'alt="Figure of the section']
+    parts.append("100 %")
     assert [part for part in parts if part not in page] == []
     assert [part for part in ("1 %\r", "a bar that is done") if part in page] == []
     assert "<math " in (folder / "04_training.html").read_text(encoding="utf-8")
@@ -136,7 +125,7 @@ def test_site_holds_all_pages_and_nothing_from_outside_and_is_the_same_bytes_aga
     assert {path.name: path.read_bytes() for path in folder.rglob("*.*")} == first
 
 
-def test_what_is_no_site_of_ours_is_left_alone(study, tmp_path):
+def test_what_is_no_site_of_ours_is_left_alone_and_a_site_needs_a_finished_study(study, tmp_path):
     page = tmp_path / "home" / "index.html"
     page.parent.mkdir()
     page.write_text("years of work")
@@ -145,9 +134,6 @@ def test_what_is_no_site_of_ours_is_left_alone(study, tmp_path):
             site.build(study, folder)
     assert page.read_text() == "years of work"
     assert (results.folder(study) / "metrics.csv").is_file()
-
-
-def test_site_needs_a_finished_study(study, tmp_path):
     folder = site.build(study, tmp_path / "site").parent
     with pytest.raises(StageError, match=r"captions.json is missing"):
         site.build(study, folder, [tmp_path])
@@ -174,9 +160,8 @@ def test_committed_site_is_that_of_the_committed_results():
 def test_in_a_browser_nothing_is_asked_from_outside_cut_or_faint(study, tmp_path, width):
     folder = site.build(study, tmp_path / "site").parent
     with browser.tab() as tab:
-        tab.ask(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
-        )
+        screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        tab.ask("Emulation.setDeviceMetricsOverride", **screen)
         for path in sorted(folder.glob("*.html")):
             asked, said = tab.open(path)
             assert all(url.startswith((folder.as_uri(), "data:image/")) for url in asked)

@@ -11,13 +11,12 @@ import transformers
 from cfdistill import files
 from cfdistill.errors import TrainingError
 from cfdistill.params import STUDENTS
-from cfdistill.student import bundled, models
-from cfdistill.student.packing import tokenize
+from cfdistill.student import bundled, decode, models, packing
 
 
 def logits(student, text="A hen in a barn."):
     with torch.no_grad():
-        return student.model(torch.tensor([tokenize(text, student.tokenizer)])).logits
+        return student.model(torch.tensor([packing.tokenize(text, student.tokenizer)])).logits
 
 
 def of(params, student):
@@ -30,9 +29,7 @@ def folder(small_params, tmp_path):
     return tmp_path / "one" / "model"
 
 
-def test_tiny_random_is_small_and_the_same_at_every_load_on_no_more_threads_than_cores(
-    small_params, monkeypatch
-):
+def test_tiny_random_is_the_same_at_every_load_on_no_more_threads_than_cores(small_params, monkeypatch):
     state, asked, cores = torch.get_rng_state(), [], iter([2, 8])
     monkeypatch.setattr(models, "cores", lambda: next(cores))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -45,7 +42,7 @@ def test_tiny_random_is_small_and_the_same_at_every_load_on_no_more_threads_than
     assert one.tokenizer.get_vocab() == two.tokenizer.get_vocab()
     torch.testing.assert_close(logits(one), logits(two), rtol=0, atol=0)
     text = "Zoë’s 3 × §5\n[Direct election]  So."
-    assert one.tokenizer.decode(tokenize(text, one.tokenizer)) == text
+    assert one.tokenizer.decode(packing.tokenize(text, one.tokenizer)) == text
 
 
 def test_a_saved_student_answers_as_before_but_pickled_weights_are_not_read(small_params, folder):
@@ -68,8 +65,7 @@ def test_weights_are_put_a_share_of_the_way_from_where_they_began(small_params, 
     trained.save(folder)
     for share, moved in ((0.0, 0.0), (0.25, 0.5), (1.0, 2.0)):
         params = small_params.model_copy(update={"interpolation": share})
-        found = models.answering(params, folder).model.named_parameters()
-        for name, weight in found:
+        for name, weight in models.answering(params, folder).model.named_parameters():
             torch.testing.assert_close(weight, began[name] + moved)
 
 
@@ -179,7 +175,5 @@ def test_a_conversion_is_kept_and_changes_of_it_are_noticed(small_params, tmp_pa
 
 @pytest.mark.slow
 def test_real_weights_speak_english(small_params):
-    from cfdistill.student.decode import generate
-
     student = models.load(of(small_params, "smollm2-135m"))
-    assert "Paris" in generate(student, ["The capital of France is"], 8, 1)[0]
+    assert "Paris" in decode.generate(student, ["The capital of France is"], 8, 1)[0]

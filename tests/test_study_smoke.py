@@ -40,7 +40,7 @@ def papermill(cwd, *words):
     return subprocess.run([PAPERMILL, *words], capture_output=True, text=True, cwd=cwd)
 
 
-def test_all_tables_and_figures_are_there(made):
+def test_all_tables_and_figures_are_there_and_the_manifest_tells_what_was_read(made):
     folder = results.folder(params(made, **MORE))
     measured = pd.read_csv(folder / "metrics.csv")
     assert list(measured.columns) == metrics.METRIC_COLUMNS
@@ -50,10 +50,6 @@ def test_all_tables_and_figures_are_there(made):
     assert set(comparisons["method_a"]) == {"cf-distill"}
     assert comparisons["p_holm"].between(0, 1).all()
     assert [name for name in FIGURES.split() if not list(folder.glob(f"figures/{name}.*"))] == []
-
-
-def test_the_manifest_tells_what_was_read(made):
-    folder = results.folder(params(made, **MORE))
     manifest = results.read_manifest(folder)
     assert results.is_whole(folder)
     assert manifest["params"]["precision"] in ("fp32", "bf16")
@@ -89,9 +85,7 @@ def test_plain_papermill_from_anywhere_finds_the_same_stages_and_has_results_of_
         done = papermill(tmp_path, *shlex.split(line)[1:])
         assert done.returncode == 0, done.stderr[-2000:]
     assert other.name.startswith("2026-")
-    assert [(other / f).read_bytes() for f in metrics.FILES] == [
-        (own / f).read_bytes() for f in metrics.FILES
-    ]
+    assert [f for f in metrics.FILES if (other / f).read_bytes() != (own / f).read_bytes()] == []
     # No parameter arrived as another one, and the first study's results are untouched.
     assert (stamps(made), {path: path.stat().st_mtime_ns for path in own.rglob("*")}) == before
 

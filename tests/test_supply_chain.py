@@ -7,8 +7,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook, parameterize_path
+from papermill import iorw, parameterize
 
 from cfdistill import files
 from cfdistill.errors import CfdistillError
@@ -27,15 +26,6 @@ UNSAFE_CALLS = {
 # by SafeLoaders: one refuses a key that stands there twice, the other one is written in C
 KNOWN = {f"cfdistill/{name}.py": {"yaml.load"} for name in ("cli", "params", "methods", "show/figures")}
 UNSAFE_ARGUMENTS = {"trust_remote_code", "allow_pickle", "shell", "weights_only"}
-
-
-def sources():
-    folders = ("cfdistill", "benchmarks", "tools")
-    found = {path: path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")}
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
-        cells = json.loads(path.read_text())["cells"]
-        found[path] = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-    return found
 
 
 def faults(code):
@@ -71,7 +61,12 @@ import builtins; builtins.eval('1')"""
 
 def test_no_source_can_run_a_file_as_code_and_the_scan_sees_each_kind():
     assert [line for line in UNSAFE.splitlines() if not faults(line)] == []
-    found = {str(path.relative_to(ROOT)): faults(code) for path, code in sources().items()}
+    folders = ("cfdistill", "benchmarks", "tools")
+    sources = {path: path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        sources[path] = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    found = {str(path.relative_to(ROOT)): faults(code) for path, code in sources.items()}
     assert len(found) > 40
     assert {path: seen for path, seen in found.items() if set(seen) - KNOWN.get(path, set())} == {}
 
@@ -80,27 +75,23 @@ HOSTILE = ['"; import os; os.remove("x"); "', "'''\nraise SystemExit\n'''", '"""
 HOSTILE += ["\\", '\\"', "\\\n", "{seed} {0} {params.__class__} {{}} {", "a\u2028b\u2029c\x85d\x0ce\rf"]
 HOSTILE += ["# comment\n%%bash\n!ls", "$(touch x) `touch x` ; touch x", "\N{RIGHT-TO-LEFT OVERRIDE}emit"]
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
-NOTEBOOK = load_notebook_node(str(run.source_path(run.NOTEBOOKS[0])))
-
-
-def injected(values):
-    filled = parameterize_notebook(NOTEBOOK, values, kernel_name="python3", language="python")
-    (cell,) = (c for c in filled.cells if "injected-parameters" in c.metadata.get("tags", []))
-    statements = ast.parse(cell.source).body
-    assert all(isinstance(s, ast.Assign) and isinstance(s.targets[0], ast.Name) for s in statements)
-    return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}
+NOTEBOOK = iorw.load_notebook_node(str(run.source_path(run.NOTEBOOKS[0])))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.sampled_from(HOSTILE) | TEXTS)
 def test_any_text_arrives_in_a_notebook_as_the_text_it_is(text):
     given = Params(run_root=text, teacher_model=text, rationale_file=text, gather=[text, text]).model_dump()
-    assert injected(given) == given
+    filled = parameterize.parameterize_notebook(NOTEBOOK, given, kernel_name="python3", language="python")
+    (cell,) = (c for c in filled.cells if "injected-parameters" in c.metadata.get("tags", []))
+    statements = ast.parse(cell.source).body
+    assert all(isinstance(s, ast.Assign) and isinstance(s.targets[0], ast.Name) for s in statements)
+    assert {s.targets[0].id: ast.literal_eval(s.value) for s in statements} == given
 
 
 def test_what_a_shell_or_papermill_would_read_in_a_path_is_quoted(tmp_path):
     folder, profile = tmp_path / "{seed} {0.__class__}", tmp_path / "a; touch x.yaml"
-    assert parameterize_path(run._plain(folder), {"seed": 1}) == str(folder)
+    assert parameterize.parameterize_path(run._plain(folder), {"seed": 1}) == str(folder)
     profile.write_text("seed: 1")
     (line,) = run.commands(profile, {"run_root": "$(touch x)", "profile": "2026"}, ["01"])
     assert f"-f '{profile}'" in line
@@ -121,14 +112,12 @@ def test_every_package_is_pinned_to_one_version():
     assert all("==" in line for line in packages)
 
 
-KEYS = [r"(?<![A-Za-z0-9])sk-(?!test-)[\w-]{20,}", r"hf_\w{30,}", r"gh[pousr]_\w{30,}"]
-KEY = re.compile("|".join([*KEYS, "AKIA[0-9A-Z]{16}", "-----BEGIN [A-Z ]*PRIVATE KEY"]))
-
-
 def test_no_file_of_the_project_holds_a_key():
-    assert KEY.search("key=sk-" + "a1B2" * 8)
-    assert not KEY.search("cf-random-mask-smollm2-135m-seed0")
+    kinds = [r"(?<![A-Za-z0-9])sk-(?!test-)[\w-]{20,}", r"hf_\w{30,}", r"gh[pousr]_\w{30,}"]
+    key = re.compile("|".join([*kinds, "AKIA[0-9A-Z]{16}", "-----BEGIN [A-Z ]*PRIVATE KEY"]))
+    assert key.search("key=sk-" + "a1B2" * 8)
+    assert not key.search("cf-random-mask-smollm2-135m-seed0")
     folders = ("benchmarks", "cfdistill", "docs", "notebooks", "params", "results", "tests", "tools")
     found = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()]
     assert len(found) > 100
-    assert [p for p in found if KEY.search(p.read_bytes().decode("latin-1"))] == []
+    assert [p for p in found if key.search(p.read_bytes().decode("latin-1"))] == []

@@ -4,21 +4,20 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from studies import counterfactual_of, rationales_of
+from studies import changed, counterfactual_of, rationales_of
 
 from cfdistill.errors import StageError, TrainingError
 from cfdistill.schema import DIRECT, ELIMINATION, Example, Question
-from cfdistill.student import lower, models, train
-from cfdistill.student.decode import generate
+from cfdistill.student import decode, lower, models, train
 from cfdistill.student.examples import count_steps, example_weight, make_examples
 from cfdistill.student.loss import supervised_view, target_loss, token_html, token_weights
 from cfdistill.student.packing import IGNORED, Pair, by_length, collate, encode, pack, tokenize
-from cfdistill.student.train import StudentTrainer, pack_examples
 
 
 def asked(name, split, animal, answer):
@@ -36,10 +35,6 @@ def of(method):
     return make_examples(QUESTIONS, REWRITES, RATIONALES, method)
 
 
-def changed(params, **changes):
-    return params.model_copy(update=changes)
-
-
 def trained(params, folder, steps, method="ft-cot", held_out=VALIDATION):
     student = models.load(params)
     log, facts = train.train(student, of(method), steps, params, folder, held_out)
@@ -51,7 +46,7 @@ def equal(one, other):
 
 
 def rows_of_all(params, student):
-    return [row for own in pack_examples(of("cf-distill"), student, params) for row in own]
+    return [row for own in train.pack_examples(of("cf-distill"), student, params) for row in own]
 
 
 KINDS = {  # the views that each method learns, and whether of rewrites, too
@@ -95,6 +90,7 @@ def test_batches_hold_every_question_once_an_epoch_and_only_the_seed_matters():
     assert batches[13:] != again == batches[:13] != other
     spread = [np.ptp([lengths[i] for i in batch]) for batch in batches]
     assert np.mean(spread) < 2.5  # of 6; similar lengths share a batch
+    assert by_length(["aaa", "b", "cc", "dddd", "e"], 2) == [[1, 4], [2, 0], [3]]
 
 
 def test_weights_weigh_examples_in_the_loss(small_params):
@@ -102,7 +98,7 @@ def test_weights_weigh_examples_in_the_loss(small_params):
     params = changed(small_params, counterfactual_weight=3.0, negative_view_weight=0.5)
     weights = [example_weight(e, params) for e in examples]
     assert weights == [1.0, 0.5, 1.0, 0.5, 3.0, 1.5, 3.0, 1.5]
-    packed = [pack_examples([example], student, params)[0] for example in examples]
+    packed = [train.pack_examples([example], student, params)[0] for example in examples]
     single = [target_loss(student.model, collate(rows)).item() for rows in packed]
     loss = target_loss(student.model, collate(rows_of_all(params, student))).item()
     assert loss == pytest.approx(np.average(single, weights=weights), rel=1e-5)
@@ -183,7 +179,7 @@ def test_faults_are_told(small_params, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("frozen", "checkpoint"), [(0, "last"), (1, "last"), (1, "best")])
 def test_killed_training_ends_as_if_it_had_not_been(frozen, checkpoint, small_params, tmp_path, monkeypatch):
     changes = {"frozen_layers": frozen, "learning_rate": 0.01, "validations": 5, "checkpoint": checkpoint}
-    params, log_step, killed, steps = changed(small_params, **changes), StudentTrainer.log, [6], []
+    params, log_step, killed, steps = changed(small_params, **changes), train.StudentTrainer.log, [6], []
     expected, whole, facts = trained(params, tmp_path / "whole", 9)
 
     def stop_at_six(self, logs, *rest):
@@ -192,7 +188,7 @@ def test_killed_training_ends_as_if_it_had_not_been(frozen, checkpoint, small_pa
         if self.state.global_step in killed:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(StudentTrainer, "log", stop_at_six)
+    monkeypatch.setattr(train.StudentTrainer, "log", stop_at_six)
     folder = tmp_path / "resumed"
     with pytest.raises(KeyboardInterrupt):
         trained(params, folder, 9)
@@ -231,8 +227,7 @@ def test_validation_is_by_the_likelihood_of_options(kind, strategy, said, small_
     prompts = [f"Where?\nOptions: barn; river; Barn \n{strategy}"]
     assert asked.call_args.args[1:] == (prompts, [question.options], small_params.eval_batch_size, [said])
     likelihoods = np.exp([-0.4, -15.0, -1.0])
-    loss = -np.log(likelihoods[2] / likelihoods.sum())
-    assert found == {"accuracy": 1.0, "loss": pytest.approx(loss)}
+    assert found == {"accuracy": 1.0, "loss": pytest.approx(-np.log(likelihoods[2] / likelihoods.sum()))}
 
 
 def test_the_student_that_validates_best_is_kept(small_params, tmp_path, monkeypatch):
@@ -258,12 +253,11 @@ def test_lower_states_of_the_same_sequences_are_computed_once(small_params, tmp_
     passed = Mock(wraps=frozen.base_model.forward)
     monkeypatch.setattr(frozen.base_model, "forward", passed)
 
-    def states(batch_size=3):
+    def state(batch_size=3):
         rows = rows_of_all(small_params, student)
-        made = lower.lower_states(frozen, rows, batch_size, tmp_path)
-        return [made[row].clone() for row in rows]
+        return lower.lower_states(frozen, rows, batch_size, tmp_path)[rows[0]].clone()
 
-    first, calls = states(), [passed.call_count]
+    first, calls = state(), [passed.call_count]
     for change in ("none", "damaged", "batches", "weights"):
         if change == "damaged":
             (file,) = (path for path in tmp_path.iterdir() if not path.suffix)
@@ -271,25 +265,21 @@ def test_lower_states_of_the_same_sequences_are_computed_once(small_params, tmp_
         if change == "weights":
             with torch.no_grad():
                 next(frozen.parameters()).add_(1)
-        again = states(batch_size=4 if change in ("batches", "weights") else 3)
-        assert torch.allclose(again[0], first[0], atol=1e-4) == (change != "weights")
+        again = state(batch_size=4 if change in ("batches", "weights") else 3)
+        assert torch.allclose(again, first, atol=1e-4) == (change != "weights")
         calls.append(passed.call_count)
     assert np.diff(calls).tolist() == [0, 2, 1, 1]
 
 
-def test_pack_holds_the_common_beginning_once_and_restarts_positions():
+def test_pack_holds_the_common_beginning_once_and_splits_an_examples_share_among_its_target_tokens():
     packed = pack([Pair([1, 2, 3], [4]), Pair([1, 2, 9, 8], [5, 6])])
     assert packed.input_ids == [1, 2, 3, 4, 9, 8, 5, 6]
     assert packed.position_ids == [0, 1, 2, 3, 2, 3, 4, 5]
     assert packed.branches == [0, 0, 1, 1, 2, 2, 2, 2]
     assert packed.labels == [IGNORED, IGNORED, IGNORED, 4, IGNORED, IGNORED, 5, 6]
     assert pack([Pair([1, 2], [3]), Pair([1, 2], [4])]).input_ids == [1, 2, 3, 2, 4]  # the last one predicts
-
-
-def test_each_example_has_its_share_split_among_its_target_tokens():
     rows = [pack([Pair([1, 2], [3], 3.0), Pair([1, 2], [4, 5, 6], 0.5)]), pack([Pair([1, 2], [7, 8])])]
-    expected = torch.tensor([3.0, *[0.5 / 3] * 3, 0.5, 0.5]) / 4.5
-    assert torch.equal(token_weights(collate(rows)), expected)
+    assert torch.equal(token_weights(collate(rows)), torch.tensor([3.0, *[0.5 / 3] * 3, 0.5, 0.5]) / 4.5)
 
 
 def test_targets_end_with_the_end_token_and_are_all_supervised(small_params):
@@ -304,23 +294,16 @@ def test_targets_end_with_the_end_token_and_are_all_supervised(small_params):
     assert re.fullmatch(r"1 &lt; 2\?<br><u [^>]+>&lt;b&gt;</u>", html)
 
 
-def test_batches_hold_similar_lengths():
-    assert by_length(["aaa", "b", "cc", "dddd", "e"], 2) == [[1, 4], [2, 0], [3]]
-
-
 def test_long_examples_and_prompts_are_an_error_with_counts(small_params):
     student = models.load(small_params)
     examples = [Example(f"q{n}", "label", "Answer:", " So" * n) for n in (5, 6, 9)]
     lengths = [len(p.prompt) + len(p.target) for p in (encode(e, student.tokenizer) for e in examples)]
-
-    def check(most):
-        pack_examples(examples, student, changed(small_params, max_length=most))
-
-    check(lengths[2])
+    check = partial(train.pack_examples, examples, student)
+    check(changed(small_params, max_length=lengths[2]))
     with pytest.raises(TrainingError, match=rf"2 of 3 .*={lengths[0]} .* raise max_length to {lengths[2]} "):
-        check(lengths[0])
+        check(changed(small_params, max_length=lengths[0]))
     student.model.config.max_position_embeddings = lengths[1]
     with pytest.raises(TrainingError, match=f"has {lengths[2]} tokens, and the student takes {lengths[1]};"):
-        check(lengths[2])
+        check(changed(small_params, max_length=lengths[2]))
     with pytest.raises(TrainingError, match=rf"answer may have 2, but the student takes {lengths[1]};"):
-        generate(student, [" So" * lengths[1]], 2, 1)
+        decode.generate(student, [" So" * lengths[1]], 2, 1)

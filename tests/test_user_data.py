@@ -10,10 +10,11 @@ from loopback import Loopback, completion
 from cfdistill import pipeline
 from cfdistill.errors import CfdistillError
 from cfdistill.files import project_root
-from cfdistill.study import results
-from cfdistill.study import run as runner
+from cfdistill.study import results, run
 
 PROFILE = project_root() / "params" / "smoke.yaml"
+UNABLE = {"live": "live needs a key in OPENAI_API_KEY", "recorded": "none about user"}  # by teacher, why
+UNABLE["offline"] = "the stand-in, knows only the testbed; .* or give published rationales"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -42,32 +43,23 @@ def given(folder, **more):
     return {**own, **places, "test_datasets": "user", "methods": "ft,ft-cot,cf-distill", **more}
 
 
-@pytest.mark.parametrize(
-    ("teacher", "told"),
-    [
-        ("offline", "the stand-in, knows only the testbed; .* or give published rationales"),
-        ("live", "live needs a key in OPENAI_API_KEY"),
-        ("recorded", "none about user"),
-    ],
-)
+@pytest.mark.parametrize(("teacher", "told"), UNABLE.items())
 def test_nothing_is_made_where_nobody_can_explain_the_questions(teacher, told, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(CfdistillError, match=told):
-        runner.run(PROFILE, given(tmp_path, teacher=teacher))
+        run.run(PROFILE, given(tmp_path, teacher=teacher))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_twenty_rows_run_through_all_notebooks(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     with Loopback(answer=answer) as server:
-        params = runner.run(PROFILE, given(tmp_path, teacher="live", teacher_base_url=server.url))
+        params = run.run(PROFILE, given(tmp_path, teacher="live", teacher_base_url=server.url))
     folder = results.folder(params)
     metrics = pd.read_csv(folder / "metrics.csv")
-    assert set(metrics["test_split"]) == {"test"}
-    assert set(metrics["n"]) == {5}
-    assert set(metrics["method"]) == {"ft", "ft-cot", "cf-distill"}
+    found = {name: set(metrics[name]) for name in ("test_split", "n", "method")}
+    assert found == {"test_split": {"test"}, "n": {5}, "method": {"ft", "ft-cot", "cf-distill"}}
     assert metrics["lure_rate"].isna().all()
     assert (folder / "manifest.json").is_file()
     assert len(pipeline.rewrites(params)) >= 12
-    executed = runner.executed_folder(params)
-    assert [f.stem for f in sorted(executed.glob("0*.ipynb"))] == list(runner.NOTEBOOKS)
+    assert sorted(f.stem for f in run.executed_folder(params).glob("0*.ipynb")) == list(run.NOTEBOOKS)

@@ -44,21 +44,15 @@ def steps(params):
     yield "figures", lambda: results.draw(results.folder(params))
 
 
-def fill(folder, free):
-    """Leave `free` bytes on a disk."""
-    ballast = folder / "ballast"
-    ballast.unlink(missing_ok=True)
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(shutil.disk_usage(folder).free - free, 1))
-
-
 def test_every_step_refuses_a_full_disk_and_is_made_when_there_is_room(disk, tmp_path):
     for _, make in steps(params(tmp_path)):
         make()
-    refused = Counter()
+    refused, ballast = Counter(), disk / "ballast"
     for name, make in steps(params(disk)):
         for free in (0, *(PAGE * 2**i for i in range(20))):  # fails at another place of the step
-            fill(disk, free)
+            ballast.unlink(missing_ok=True)
+            with ballast.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, max(shutil.disk_usage(disk).free - free, 1))
             try:
                 make()
                 break

@@ -38,9 +38,8 @@ def undisturbed(tmp_path_factory):
 
 def check_stages(folder):
     """Assert that what counts as complete is whole, and that the rest is listed as left over."""
-    root = folder / "runs"
     assert all(stage.is_complete() for stage in stages(folder))
-    for stage in root.glob("[!ns]*/*/"):  # all but notebooks and students
+    for stage in (folder / "runs").glob("[!ns]*/*/"):  # all but notebooks and students
         assert stage.suffix == ".partial" or (stage / "manifest.json").is_file() or "teacher" in stage.parts
     for manifest in folder.glob("results/*/manifest.json"):
         named = results.read_manifest(manifest.parent).get("files", {})  # none before it is finished
@@ -101,10 +100,8 @@ def test_a_study_killed_at_random_moments_ends_in_the_same_results(undisturbed, 
     print(f"{fell.total()} kills, {ended} times made in spite of them; {fell}")
 
 
-STOPS = [([signal.SIGTERM], 143), ([signal.SIGINT], 130), ([signal.SIGINT, signal.SIGINT], 130)]
-
-
 def test_stops_at_random_moments_are_one_sentence_and_lose_nothing(undisturbed, tmp_path):
+    kinds = [([signal.SIGTERM], 143), ([signal.SIGINT], 130), ([signal.SIGINT, signal.SIGINT], 130)]
     expected, seconds = undisturbed
     rng, stops, studies = random.Random(SEED), 0, 0
     while stops < KILLS:
@@ -114,7 +111,7 @@ def test_stops_at_random_moments_are_one_sentence_and_lose_nothing(undisturbed, 
             process.stderr.read(1)  # from its first word on it is ready to be stopped
             with suppress(subprocess.TimeoutExpired):
                 process.wait(rng.uniform(0, seconds / 3))
-            signals, code = STOPS[stops % 3]
+            signals, code = kinds[stops % 3]
             for number in signals:
                 process.send_signal(number)
                 time.sleep(0.5)
