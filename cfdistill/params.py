@@ -24,7 +24,7 @@ PATHS = ("data_root", "scene_bank", "teacher_cache", "rationale_file")
 NEUTRAL = (  # parameters that can change no result
     *("profile", "run_root", "results_root", "gather", "teacher_concurrency"),
     *("teacher_timeout_s", "teacher_requests_per_minute", "teacher_tokens_per_minute", "teacher_budget_usd"),
-    *("teacher_prices", "allow_empty"),
+    *("teacher_prices", "allow_empty", "audit_questions"),
 )
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # what no text file takes
 
@@ -100,13 +100,13 @@ class Params(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = _param("auto", "", "number format; auto: the processor's")
     # evaluation
     interpolation: float = _param(
-        1.0, "evaluation audits", "share of the way from the untrained student", ge=0, le=1
+        1.0, "evaluation", "share of the way from the untrained student", ge=0, le=1
     )
     scorings: list[str] = _param(["direct"], "evaluation", "how an answer counts, direct always")
-    max_new_tokens: int = _param(64, "evaluation audits", "longest answer, in tokens", ge=1)
-    max_new_tokens_elimination: int = _param(160, "evaluation audits", "… of the negative view", ge=1)
-    eval_batch_size: int = _param(128, "training evaluation audits", "most questions answered at once", ge=1)
-    audit_questions: int = _param(20, "audits", "questions asked in each audit of a student; 0: none", ge=0)
+    max_new_tokens: int = _param(64, "evaluation", "longest answer, in tokens", ge=1)
+    max_new_tokens_elimination: int = _param(160, "evaluation", "… of the negative view", ge=1)
+    eval_batch_size: int = _param(128, "training evaluation", "most questions answered at once", ge=1)
+    audit_questions: int = _param(20, "", "questions of the experiments in notebook 5; 0: none", ge=0)
 
     @field_validator("test_datasets", "methods", "scorings", "gather", mode="before")
     @classmethod

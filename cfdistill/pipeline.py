@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pandas as pd
 
 from cfdistill import data, files, store, teacher
 from cfdistill.errors import StageError
-from cfdistill.evaluate import audit, metrics, predict
+from cfdistill.evaluate import metrics, predict
 from cfdistill.evaluate.novelty import novelty
 from cfdistill.generate import counterfactual, rationale
 from cfdistill.methods import METHODS, VIEWS
@@ -71,7 +71,6 @@ def parts(name: str, params: Params) -> list[dict[str, str]]:
         "rationales": variants,
         "training": [{"method": method} for method in params.trained],
         "evaluation": [{"method": m, "dataset": d} for m in params.methods for d in params.test_datasets],
-        "audits": [{"method": method} for method in params.methods],
         "metrics": [{}],
     }
     return found[name]
@@ -298,19 +297,14 @@ def _answering(params: str, folder: Path | None) -> models.Student:
 
 
 def _locate_evaluation(params: Params, method: str, dataset: str) -> Stage:
-    values, inputs = _asked("evaluation", params, method, dataset, data.test_splits(dataset, params))
+    values = params.reaching("evaluation") | {"method": method, "precision": models.precision(params)}
+    names = (f"questions.{split}.jsonl" for split in data.test_splits(dataset, params))
+    inputs = [find("data", params, dataset=dataset).reads(*names)]
+    if METHODS[method].views:
+        inputs.insert(0, find("training", params, method=method).reads("model/*"))
+    else:
+        values["student"] = models.fingerprint(params)
     return store.stage("evaluation", _label(params, method, dataset), params, values, inputs)
-
-
-def _asked(
-    stage: str, params: Params, method: str, dataset: str, splits: Sequence[str]
-) -> tuple[dict[str, Any], list[Read]]:
-    """Return what a student's answers hang on: values of the key, and the questions and the model read."""
-    values = params.reaching(stage) | {"method": method, "precision": models.precision(params)}
-    inputs = [find("data", params, dataset=dataset).reads(*(f"questions.{split}.jsonl" for split in splits))]
-    if not METHODS[method].views:
-        return values | {"student": models.fingerprint(params)}, inputs
-    return values, [find("training", params, method=method).reads("model/*"), *inputs]
 
 
 def _make_evaluation(draft: Draft, params: Params, method: str, dataset: str) -> None:
@@ -331,36 +325,6 @@ def predictions(
     splits = [split] if split else data.test_splits(dataset, params)
     names = [name for s in splits for name in made.reads(f"predictions.{s}.{scoring}.jsonl").files]
     return [answer for name in names for answer in made.read(name, Prediction)]
-
-
-def _locate_audits(params: Params, method: str) -> Stage:
-    dataset, split = params.train_dataset, audited(params)
-    values, inputs = _asked("audits", params, method, dataset, [split])
-    if dataset in params.test_datasets:
-        made = find("evaluation", params, method=method, dataset=dataset)
-        inputs.append(made.reads(f"predictions.{split}.*.jsonl"))
-    return store.stage("audits", _label(params, method), params, values, inputs)
-
-
-def audited(params: Params) -> str:
-    """Return the test split that is audited: `shift`, or the last one of a real benchmark."""
-    splits = data.test_splits(params.train_dataset, params)
-    return "shift" if "shift" in splits else splits[-1]
-
-
-def _make_audits(draft: Draft, params: Params, method: str) -> None:
-    dataset, split = params.train_dataset, audited(params)
-    chosen = audit.choose_questions(questions(dataset, split, params), params)
-    known = predictions(params, method, dataset, split) if dataset in params.test_datasets else []
-    found = audit.audit(trained(method, params), chosen, method, params, known) if chosen else []
-    draft.write("predictions.jsonl", found)
-
-
-def audits(params: Params) -> pd.DataFrame:
-    """Return the audits of all methods as a table (`audit.COLUMNS`)."""
-    made = {method: find("audits", params, method=method) for method in params.methods}
-    answers = {method: stage.read("predictions.jsonl", Prediction) for method, stage in made.items()}
-    return audit.table(answers, params, audited(params))
 
 
 def _locate_metrics(params: Params) -> Stage:
@@ -394,6 +358,5 @@ STAGES = {  # in the order in which they are made
     "rationales": Step("03_rationale_generation", _locate_rationales, _make_rationales),
     "training": Step("04_training", _locate_training, _make_training, resumes=True),
     "evaluation": Step("05_evaluation", _locate_evaluation, _make_evaluation),
-    "audits": Step("05_evaluation", _locate_audits, _make_audits),
     "metrics": Step("05_evaluation", _locate_metrics, _make_metrics),
 }

@@ -103,7 +103,7 @@ class Prediction(Record):
     subset: str
     scene: str
     method: str
-    scoring: str  # one of params.SCORINGS, or the condition of an audit
+    scoring: str  # one of params.SCORINGS
     gold: int
     options: int  # how many there were
     stereotype: int | None

@@ -1,4 +1,4 @@
-"""Answers of every scoring, audits, and questions of one's own."""
+"""Answers of every scoring, and questions of one's own."""
 
 from dataclasses import replace
 from operator import add
@@ -9,7 +9,7 @@ from studies import changed
 
 from cfdistill import data
 from cfdistill.errors import DataError
-from cfdistill.evaluate import audit, predict
+from cfdistill.evaluate import predict
 from cfdistill.params import SCORINGS
 from cfdistill.schema import Question, prompt_text
 from cfdistill.student import decode, models
@@ -21,7 +21,6 @@ QUESTIONS = [
     Question("b1", "d", "shift", "Where do carp sleep?", ("river", "barn"), 0, scene="b"),
 ]
 HENS, SHOWN = QUESTIONS[0], "Where do hens sleep?\nOptions: barn; river"
-WROTE = "Hens roost under a roof. So the answer is barn."
 ENDS = {"direct": "[Direct election]", "elimination": "[Elimination method]", "label": "Answer:"}
 VIEWS = {"ft": ["label"], "ft-cot": ["direct"], "cf-distill": ["direct", "elimination"]}
 
@@ -29,7 +28,7 @@ VIEWS = {"ft": ["label"], "ft-cot": ["direct"], "cf-distill": ["direct", "elimin
 @pytest.fixture
 def asked(monkeypatch):
     """Replace the student by one that writes `texts` and chooses first options; notes what it is asked."""
-    noted = SimpleNamespace(texts=[WROTE], written=[], chosen=[])
+    noted = SimpleNamespace(texts=[], written=[], chosen=[])
 
     def write(_, prompts, limit, __):
         noted.written += [(prompt, limit) for prompt in prompts]
@@ -98,65 +97,9 @@ def test_all_scorings_come_from_one_checkpoint_and_are_the_same_twice(small_para
     assert {str(weight.dtype) for weight in rounded.model.parameters()} == {"torch.bfloat16"}
     answers = predict.predict_all(rounded, questions, "cf-distill", params)
     assert answers == predict.predict_all(again, questions, "cf-distill", params)
-    audited = audit.audit(rounded, questions, "cf-distill", params, answers["direct"])
-    asked = [(f"{name}/{c}", q.id) for name, own in audit.CONDITIONS.items() for c in own for q in questions]
-    assert [(p.scoring, p.question_id) for p in audited] == asked
     params = changed(small_params, scorings=["likelihood", "elimination", "direct"])
     assert predict.scorings("ft", params) == ("label", "likelihood")
     assert predict.scorings("cf-distill", params) == ("direct", "elimination", "likelihood")
-
-
-def test_a_student_of_labels_is_asked_for_its_label(asked, small_params):
-    found = audit.audit(None, QUESTIONS, "ft", small_params, [])
-    assert {p.scoring.partition("/")[0] for p in found} == {"input"}
-    assert asked.chosen[0] == f"{prompt_text(HENS)} So the answer is"
-    assert not asked.written
-
-
-def test_input_is_left_out_and_own_words_come_from_the_evaluation_or_are_asked_for(asked, small_params):
-    [right] = rows("direct", [0])
-    known = [replace(right, text="Evaluated."), replace(right, scoring="label", text="Not asked for.")]
-    audit.audit(None, QUESTIONS[:1], "ft-cot", small_params, known)
-    given = (SHOWN, "Options: barn; river", "Where do hens sleep?")
-    assert asked.chosen[:3] == [f"{begin}\n[Direct election] So the answer is" for begin in given]
-    prompt = f"{SHOWN}\n[Direct election]"
-    assert (asked.chosen[3], asked.written) == (f"{prompt} Evaluated. So the answer is", [])
-    audit.audit(None, QUESTIONS[:1], "ft-cot", small_params, [])
-    assert asked.chosen[9] == f"{prompt} {WROTE}"[: -len(" barn.")]
-    assert asked.written == [(prompt, small_params.max_new_tokens)]
-
-
-def test_rationales_are_truncated_or_of_another_scene():
-    own = [f"{q.id} is under a roof." for q in QUESTIONS]
-    said = audit.rationales(QUESTIONS, [f"{text} So the answer is barn." for text in own])
-    assert said[:6] == [*own, *(f"{q.id} is" for q in QUESTIONS)]
-    assert said[6:] == [own[2], own[2], own[0]]  # a2 is of a1's scene; around to the beginning
-
-
-def rows(name, options):
-    every = zip(QUESTIONS, options, strict=False)
-    return [predict.answered(q, "ft-cot", name, option, "…", True) for q, option in every]
-
-
-def test_table_by_hand(small_params):
-    answers = rows("rationale/its own", (0, 0, 1)) + rows("rationale/truncated", (0, 1, 1))
-    table = audit.table({"ft-cot": answers, "ft": []}, small_params, "shift")
-    assert list(table.columns) == audit.COLUMNS
-    own = ["weasel-commonsense", "ft-cot", "tiny-random", 0, "shift", "rationale"]
-    assert table.iloc[:, :8].to_numpy().tolist() == [[*own, "its own", 3], [*own, "truncated", 3]]
-    for column, expected in {"accuracy": [2, 1], "same_answer": [3, 2]}.items():
-        assert list(3 * table[column]) == pytest.approx(expected)
-    assert ((table.same_low < table.same_answer) & (table.ci_high > table.accuracy)).all()
-    assert list(audit.table({"ft": []}, small_params, "shift").columns) == audit.COLUMNS
-
-
-def test_questions_are_spread_over_the_split(small_params):
-    everything = data.load(small_params.train_dataset, "shift", small_params)
-    for count in (0, 3, len(everything), 10_000):
-        found = audit.choose_questions(everything, changed(small_params, audit_questions=count))
-        assert len(found) == min(count, len(everything))
-        assert [q for q in everything if q in found] == found
-    assert everything[-1] not in audit.choose_questions(everything, small_params)
 
 
 @pytest.mark.parametrize(("method", "views"), VIEWS.items())

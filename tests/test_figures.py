@@ -16,8 +16,6 @@ from cfdistill.show import figures, stories, style
 pytestmark = pytest.mark.filterwarnings("error")
 DATASETS = ("weasel-commonsense", "weasel-qualitative", "weasel-science")
 USUAL = ("ft", "ft-cot", "cf-distill")
-RATES = {"accuracy": [1.0, 0.5], "same_answer": [1.0, 0.25]}
-RATES |= {"ci_low": 0, "ci_high": 1, "same_low": 0, "same_high": 1}
 
 
 def study(train="weasel-commonsense", student="smollm2-135m", seed=0, methods=USUAL):
@@ -118,14 +116,13 @@ def test_what_cannot_be_drawn_or_compared_is_said_in_words():
     one = study(methods=["ft"])
     assert [len(fig.axes[0].patches) for fig in (figures.fig_headline(one), figures.fig5_ood(one))] == [3, 2]
     own, other = (one[(one.test_dataset == "weasel-commonsense") == kind] for kind in (True, False))
-    swept, none = other.assign(spurious_rate=1.0), pd.DataFrame(columns=["audit", "condition", *RATES])
+    swept = other.assign(spurious_rate=1.0)
     assert "new to training" in figures.fig_novelty(own).get_label()
     for fig, said in (
         (figures.fig6_architectures(one), "one student only"),
         (figures.fig5_ood(own), "tested on the training data set only"),
         (figures.fig_headline(other), "not tested on the training data set"),
         (figures.fig_sweep(swept), "not tested on"),
-        (figures.fig_audits(none), "audit_questions is 0"),
         (figures.fig_qualitative(answers()[:0]), "no such answers"),
     ):
         assert said in fig.get_label()
@@ -162,21 +159,17 @@ def test_a_sweep_is_a_line_per_method_through_its_mean_accuracies():
     assert f"shift: shortcut broken (right, %) ft-cot {first:.1f} % {last:.1f} %" in said
 
 
-def test_audits_have_a_panel_for_what_stays_the_same_and_funnel_and_costs_write_their_numbers():
-    rows = {"audit": "rationale", "method": "ft-cot", "condition": ["its own", "truncated"], "n": 3}
-    fig = figures.fig_audits(pd.DataFrame(rows | RATES))
-    assert titles(fig)[1] == "same answer (%) as after its own, when it is"
-    assert [heights(ax, "ft-cot") for ax in fig.axes] == [[100, 50], [25]]
+def test_funnel_and_costs_write_their_numbers():
     drops = ["", "1 mask: no JSON, 1 mask: $2 span"]
     counts = pd.DataFrame({"step": ["candidates", "masked"], "left": [9, 7], "drops": drops})
     shown = texts(figures.fig_funnel(counts)).replace("\n", " ")
     assert "7 · dropped: 1 mask: no JSON, 1 mask: $2 span" in shown
     texts(figures.fig_funnel(counts.assign(left=0, drops="")))
-    steps = ["training ft", "training cf-distill", "audits ft", "data"]
+    steps = ["training ft", "training cf-distill", "evaluation ft", "data"]
     fig = figures.fig_cost(pd.DataFrame({"step": steps, "value": [3.0, 2, 1, 1200]}))
     assert {"1,200", "3", "seconds"} <= set(texts(fig).splitlines())
     names = [label.get_text() for label in fig.axes[0].get_yticklabels()]
-    assert names == ["data", "training ft", "audits ft", "training cf-distill"]  # shared, then by method
+    assert names == ["data", "training ft", "evaluation ft", "training cf-distill"]  # shared, then by method
     assert fig.axes[0].patches[1].get_facecolor()[:3] == pytest.approx((127 / 255,) * 3)  # of ft
 
 

@@ -224,7 +224,7 @@ def test_what_columns_tell_may_differ(tmp_path):
     ft, science = simulate(["ft"]), simulate(["ft"], dataset="weasel-science")
     found, comparisons = gathered(
         save(tmp_path / "a", ft, content={"rewrites": "1a", "student": "2b"}, data_root="x"),
-        save(tmp_path / "b", simulate(["ft-cot"]), methods=["ft-cot"], audit_questions=5),
+        save(tmp_path / "b", simulate(["ft-cot"]), methods=["ft-cot"], scorings="direct,cloze"),
         save(tmp_path / "c", science, content={"rewrites": "3c"}, train_dataset="weasel-science"),
         save(tmp_path / "d", ft, student="model-5e6f7a8b", content={"student": "9d"}),
     )

@@ -85,7 +85,8 @@ def test_an_edited_prompt_or_scene_bank_remakes_what_it_reaches(small_params, tm
             assert keys(small_params)[stage] != before[stage]
     bank = shutil.copytree(weasel.BANK, tmp_path / "bank")
     monkeypatch.setattr(weasel, "BANK", bank)
-    replace_word(bank / "commonsense.jsonl", b"?", b"??")
+    file = bank / "commonsense.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"?", b"??"))  # in every scene
     after = keys(small_params)
     assert {name for name in before if before[name] == after[name]} == {"data ['weasel-science']"}
 
@@ -95,7 +96,7 @@ def test_two_studies_that_differ_in_places_only_share_all(small_params, tmp_path
     keys(first)
     with pipeline.locate("training", first, method="ft-cot").draft(first) as draft:
         models.load(first).save(draft.path / "model")  # which was not trained
-    for name in ("evaluation", "audits", "metrics"):
+    for name in ("evaluation", "metrics"):
         for part in pipeline.parts(name, first):
             pipeline.build(name, first, **part)
     for name in pipeline.STAGES:

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
 
 from cfdistill import files, store
@@ -166,7 +165,6 @@ def test_what_this_program_did_not_make_for_the_study_is_never_emptied(tmp_path,
     place = shutil.copytree(ROOT / root / profile, tmp_path / profile)
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     monkeypatch.setattr(results.pipeline, "find", lambda *_: store.Stage("metrics", {}, place))
-    monkeypatch.setattr(results.pipeline, "audits", lambda _: pd.DataFrame())
     monkeypatch.setattr(results.pipeline, "STAGES", {})
     for name, found in (("folder", place), ("_origin", {}), ("_stories", {})):
         monkeypatch.setattr(results, name, lambda *_, found=found: found)

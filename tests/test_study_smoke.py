@@ -19,7 +19,7 @@ from cfdistill.study import results, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 MORE = {"methods": "ft,ft-cot,cf-distill", "test_datasets": "weasel-commonsense,weasel-science"}
-FIGURES = "fig1_weasel table1 headline fig5_ood fig7_qualitative funnel cost audits"
+FIGURES = "fig1_weasel table1 headline fig5_ood fig7_qualitative funnel cost"
 PAPERMILL = Path(sys.executable).parent / "papermill"
 
 

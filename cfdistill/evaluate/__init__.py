@@ -1,1 +1,1 @@
-"""Evaluation: answers, audits, metrics and statistics."""
+"""Evaluation: answers, novelty, metrics and statistics."""

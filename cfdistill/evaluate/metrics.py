@@ -40,7 +40,7 @@ WORST = "worst_group"  # of `stereotype`, `reachable` and `heldout` in `id` and 
 OWN_SPLITS = ("id", "shift", "shift_reachable", "shift_heldout", WORST)  # only of the training data set
 FILES = ("metrics.csv", "comparisons.csv", "predictions.csv")
 # Parameters in which pooled folders may differ: columns tell them, or no prediction hangs on them.
-POOLED = (*ANSWER[:3], "test_datasets", "methods", "scorings", "audit_questions")
+POOLED = (*ANSWER[:3], "test_datasets", "methods", "scorings")
 
 
 def predictions_table(

@@ -79,15 +79,6 @@ def architectures(metrics: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(panel=panel, label=rows["student"].str.replace("-", "-\n"))
 
 
-def audited(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what `fig_audits` shows: right answers by audit, and answers that another rationale left."""
-    titles = {"input": "right (%) at once, when it sees", "rationale": "right (%) after a rationale that is"}
-    table = table.assign(label=table["condition"], panel=table["audit"].map(titles), seeds=1, chance=math.nan)
-    same = table[(table["audit"] == "rationale") & (table["condition"] != "its own")]
-    same = same.assign(accuracy=same["same_answer"], ci_low=same["same_low"], ci_high=same["same_high"])
-    return pd.concat([table, same.assign(panel="same answer (%) as after its own, when it is")])
-
-
 def sweep(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return what `fig_sweep` shows: accuracies by what a grid swept (`value`), a panel per test split."""
     swept = next(name for name in SWEEPS if name in metrics)
@@ -102,7 +93,6 @@ ROWS: Mapping[str, Callable[[pd.DataFrame], pd.DataFrame]] = {  # of figures of 
     "headline": headline,
     "fig5_ood": transfer,
     "fig6_architectures": architectures,
-    "audits": audited,
     **dict.fromkeys(("sweep", "spurious_sweep", "data_size"), sweep),
 }
 
@@ -131,7 +121,6 @@ fig_novelty = partial(_accuracies, "novelty")
 fig_headline = partial(_accuracies, "headline")
 fig5_ood = partial(_accuracies, "fig5_ood")
 fig6_architectures = partial(_accuracies, "fig6_architectures")
-fig_audits = partial(_accuracies, "audits")
 fig_sweep = partial(_accuracies, "sweep")
 
 

@@ -46,7 +46,7 @@ def collect(params: Params) -> Path:
     ledgers = [stage.path / "funnel.csv" for stage in stages if stage.name == "counterfactuals"]
     read = [pd.read_csv(ledger, keep_default_na=False) for ledger in ledgers]
     funnel = counterfactual.funnel_counts(pd.concat([counterfactual.funnel_table([]), *read]), params)
-    small = {**_stories(params), "funnel": funnel, "cost": cost, "audits": pipeline.audits(params)}
+    small = {**_stories(params), "funnel": funnel, "cost": cost}
     source, origin = pipeline.find("metrics", params).path, _origin(params, stages)
     known = read_manifest(target) if is_whole(target) else {}
     same = known and all(known[name] == origin[name] for name in ("params", "content"))
@@ -216,8 +216,7 @@ def _stories(params: Params) -> dict[str, pd.DataFrame]:
 
 def _origin(params: Params, stages: list[store.Stage]) -> dict[str, Any]:
     """Return the part of the manifest that tells where the numbers come from: what was read."""
-    ends = [stage for stage in stages if stage.name in ("audits", "metrics")]
-    made = {stage.place: stage for end in ends for stage in pipeline.behind(end)}
+    made = {stage.place: stage for stage in pipeline.behind(stages[-1])}  # that is, behind the metrics
     stamps = {
         place: {
             "seconds": stage.manifest()["seconds"],
