@@ -1,7 +1,5 @@
 """The loss on target tokens: as textbooks have it, and as training computes it on packed batches."""
 
-from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import torch
@@ -9,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from cfdistill.schema import Example
 from cfdistill.student.models import family_of
-from cfdistill.student.packing import IGNORED, PADDING, Batch, encode, pack, rows_of
+from cfdistill.student.packing import IGNORED, PADDING, Batch, encode, rows_of
 
 
 def plain_loss(model: Any, tokenizer: Any, example: Example) -> torch.Tensor:
@@ -62,17 +60,3 @@ def last_hidden(model: Any, batch: Batch) -> torch.Tensor:
         inputs["attention_mask"] = (batch["branches"] != PADDING).long().to(model.device)
     state: torch.Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
     return state
-
-
-def supervised_view(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
-    """Return (token text, whether the loss is taken on it) in order, to look at one example."""
-    packed = pack([encode(example, tokenizer)])
-    tokens = zip(packed.input_ids, packed.labels, strict=True)
-    return [(tokenizer.decode([token]), label != IGNORED) for token, label in tokens]
-
-
-def token_html(tokens: Sequence[tuple[str, bool]]) -> str:
-    """Return what `supervised_view` gave as HTML, the supervised tokens colored and underlined."""
-    mark = '<u style="background:#0072b233">'  # a light blue
-    pieces = [f"{mark}{escape(text)}</u>" if on else escape(text) for text, on in tokens]
-    return "".join(pieces).replace("\n", "<br>")
