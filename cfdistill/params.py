@@ -22,7 +22,7 @@ SCORINGS = ("direct", "elimination", "rationale", "cloze", "likelihood", "label"
 # what lies there reaches stages, not the name
 PATHS = ("data_root", "scene_bank", "teacher_cache", "rationale_file")
 NEUTRAL = (  # parameters that can change no result
-    *("profile", "run_root", "results_root", "gather", "teacher_concurrency"),
+    *("profile", "run_root", "results_root", "teacher_concurrency"),
     *("teacher_timeout_s", "teacher_requests_per_minute", "teacher_tokens_per_minute", "teacher_budget_usd"),
     *("teacher_prices", "allow_empty", "audit_questions"),
 )
@@ -51,7 +51,6 @@ class Params(BaseModel):
     data_root: str = _param("data", "", "folder with the benchmarks' official release files")
     run_root: str = _param("runs", "", "folder for stages; relative to the project")
     results_root: str = _param("results", "", "folder for tables and figures")
-    gather: list[str] = _param([], "", "further results folders to draw with this one")
     # data
     data_seed: int = _param(0, "data metrics", "seed of the question sampler", ge=0, lt=2**32)
     train_scenes: int = _param(120, "data", "seen scenes used; 0 uses all", ge=0)
@@ -108,7 +107,7 @@ class Params(BaseModel):
     eval_batch_size: int = _param(128, "training evaluation", "most questions answered at once", ge=1)
     audit_questions: int = _param(20, "", "questions of the experiments in notebook 5; 0: none", ge=0)
 
-    @field_validator("test_datasets", "methods", "scorings", "gather", mode="before")
+    @field_validator("test_datasets", "methods", "scorings", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         """Accept "a,b" beside ["a", "b"], which is what a command line can give."""

@@ -24,7 +24,7 @@ from cfdistill.study import grid
 PARAMS = files.project_root() / "params"
 SHIPPED = [path for path in PARAMS.glob("*/*.yaml") if path.stem != "base"]
 SNAKEMAKE = shutil.which("snakemake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-needs_snakemake = pytest.mark.skipif(SNAKEMAKE is None, reason="Snakemake is not installed: docs/clusters.md")
+NEEDED = pytest.mark.skipif(SNAKEMAKE is None, reason="Snakemake is not installed: docs/clusters.md")
 FT = "weasel-commonsense-ft-tiny-random-seed0"
 
 
@@ -209,7 +209,7 @@ def fake_training(folder, monkeypatch, fails=""):
 
 
 def command(path, *more):
-    return [sys.executable, "-m", "cfdistill.cli", "grid", str(path), "--cores", "2", *more]
+    return [sys.executable, "-m", "cfdistill.cli", "grid", str(path), *more]
 
 
 def made_in(folder, files):
@@ -219,7 +219,6 @@ def made_in(folder, files):
 
 
 @pytest.mark.long
-@needs_snakemake
 @pytest.mark.timeout(900)
 def test_24_cells_survive_failures_and_kills_with_the_same_results(tmp_path, monkeypatch):
     block = yaml.safe_load((PARAMS / "grids" / "smoke.yaml").read_text())["cells"][0]
@@ -251,19 +250,21 @@ def test_24_cells_survive_failures_and_kills_with_the_same_results(tmp_path, mon
 
 
 @pytest.mark.slow
-@needs_snakemake
-def test_a_failing_cell_harms_no_other_and_is_named_and_a_dry_run_makes_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["--cores", pytest.param("--profile", marks=NEEDED)])
+def test_a_failing_cell_harms_no_other_and_is_named_and_a_dry_run_makes_nothing(tmp_path, monkeypatch, where):
     fake_training(tmp_path, monkeypatch)
+    (tmp_path / "config.yaml").write_text("cores: 2")  # of a Snakemake profile
+    how = [where, {"--cores": "2"}.get(where, str(tmp_path))]
     blocks = {"method": ["ft", "ft-cot-long"]}, {"method": "cf-distill"}
     path = write_grid(tmp_path, *blocks)
-    done = subprocess.run(command(path, "--dry-run"), capture_output=True, text=True, check=True)
+    done = subprocess.run(command(path, *how, "--dry-run"), capture_output=True, text=True, check=True)
     assert f": 3 cells, 0 complete, 3 to make\n  {FT}" in done.stdout
     assert not (tmp_path / "results").exists()
     made = read(tmp_path, *blocks)
     name = FT.replace("ft", "ft-cot-long")
     trained = pipeline.locate("training", made.cells[name], method="ft-cot-long").path
     trained.mkdir(parents=True)  # a stage without its manifest is damaged
-    done = subprocess.run(command(path), capture_output=True, text=True, check=False)
+    done = subprocess.run(command(path, *how), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f"error: 1 of 3 cells are not made: {name}; {made.workplace}/logs tells why" in done.stderr
     log = (made.workplace / "logs" / f"{name}.log").read_text()
@@ -271,6 +272,6 @@ def test_a_failing_cell_harms_no_other_and_is_named_and_a_dry_run_makes_nothing(
     assert len(grid.finished(made)) == 2
     trained.rmdir()
     before = {p: p.stat().st_mtime_ns for p in made.folder.glob("*/manifest.json")}
-    subprocess.run(command(path), capture_output=True, check=True)
+    subprocess.run(command(path, *how), capture_output=True, check=True)
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in before.items())
     assert len(grid.finished(made)) == 3

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfdistill import data, files
+from cfdistill import data
 from cfdistill.errors import DataError, StageError
 from cfdistill.evaluate import metrics, novelty, stats
 from cfdistill.methods import METHODS
@@ -193,52 +193,10 @@ def test_a_star_speaks_of_methods_only_where_there_are_several_seeds():
     assert "; with one seed: these trainings" in metrics.star_note(rows)
 
 
-def save(folder, predictions, seed=0, student="s", content=None, **changes):
-    folder.mkdir()
-    params = Params.build({"seed": seed, **changes})
-    metrics.write_csv(tidy(predictions, seed, student, params.train_dataset), folder / "predictions.csv")
-    files.write_json(folder / "manifest.json", {"params": params.model_dump(), "content": content or {}})
-    return folder
-
-
-def gathered(*folders):
-    pooled = metrics.pool(folders)
-    return metrics.metrics_table(pooled), metrics.comparisons_table(pooled)
-
-
-APART = [({"epochs": 3.0}, {"epochs": 1.0}, "epochs is 3.0 and 1.0")]
-APART += [({"precision": "fp32"}, {"precision": "bf16"}, "precision is fp32 and bf16")]
-APART += [({"teacher": "offline"}, {"teacher": "recorded"}, "teacher is offline and recorded")]
-APART += [({"content": {"student": "1"}}, {"content": {"student": "3"}}, "student s is 1 and 3")]
-APART += [({"content": {"rewrites": "1"}}, {"content": {"rewrites": "3"}}, f"rewrites for {D} .* is 1 and 3")]
-
-
-@pytest.mark.parametrize(("one", "other", "named"), APART)
-def test_only_seeds_are_averaged(tmp_path, one, other, named):
-    folders = [save(tmp_path / f"{s}", simulate(["ft"]), seed=s, **x) for s, x in enumerate((one, other))]
-    with pytest.raises(DataError, match=f"0 and .*1 cannot be pooled: {named}"):
-        metrics.pool(folders)
-
-
-def test_what_columns_tell_may_differ(tmp_path):
-    ft, science = simulate(["ft"]), simulate(["ft"], dataset="weasel-science")
-    found, comparisons = gathered(
-        save(tmp_path / "a", ft, content={"rewrites": "1a", "student": "2b"}, data_root="x"),
-        save(tmp_path / "b", simulate(["ft-cot"]), methods=["ft-cot"], scorings="direct,cloze"),
-        save(tmp_path / "c", science, content={"rewrites": "3c"}, train_dataset="weasel-science"),
-        save(tmp_path / "d", ft, student="model-5e6f7a8b", content={"student": "9d"}),
-    )
-    assert list(found.train_dataset) == [D] * 3 + ["weasel-science"]
-    assert list(comparisons.method_a) == ["ft-cot"]
-
-
-def test_seeds_are_averaged_and_data_seeds_shown_apart(tmp_path):
-    first, second, third = (simulate(["ft", "ft-cot"], seed=s) for s in range(3))
-    found, comparisons = gathered(
-        save(tmp_path / "a", first, content={"rewrites": "1a"}),
-        save(tmp_path / "b", second, content={"rewrites": "1a"}, seed=1, profile="other"),
-        save(tmp_path / "c", third, content={"rewrites": "3c"}, data_seed=5),
-    )
+def test_seeds_are_averaged_and_data_seeds_like_any_other_setting_shown_apart():
+    answers = [tidy(simulate(["ft", "ft-cot"], seed=s), s % 2).assign(data_seed=s // 2 * 5) for s in range(3)]
+    together = pd.concat(answers)
+    found, comparisons = metrics.metrics_table(together), metrics.comparisons_table(together)
     averaged = metrics.over_seeds(found)
     assert list(zip(averaged.data_seed, averaged.seeds, strict=True)) == [(0, 2), (0, 2), (5, 1), (5, 1)]
     assert comparisons[["data_seed", "n", "seeds"]].to_numpy().tolist() == [[0, 40, 2], [5, 40, 1]]
@@ -246,20 +204,15 @@ def test_seeds_are_averaged_and_data_seeds_shown_apart(tmp_path):
     assert list(tables.table1(found, comparisons).columns) == ["data_seed", "method", "new", "seeds"]
 
 
-def test_pooling_refuses_what_contradicts_or_is_damaged(tmp_path):
-    folder, other = (save(tmp_path / f"{s}", simulate(["ft"], seed=s)) for s in range(2))
-    with pytest.raises(DataError, match=r"different answers for .*method ft.*gather them apart"):
-        metrics.pool([folder, other])
-    with pytest.raises(StageError, match=r"predictions\.csv is missing"):
-        metrics.pool([tmp_path])
-    metrics.write_csv(measured(simulate(["ft"])).drop(columns="lure_low"), folder / "metrics.csv")
-    with pytest.raises(StageError, match=r"metrics\.csv lacks lure_low: an older version made it"):
-        metrics.read_csv(folder, "metrics.csv")
-    unclear = [("manifest.json", text, "does not tell what") for text in ("", "[]", '{"params": 1}')]
-    for file, text, said in (*unclear, ("predictions.csv", "", "no valid table")):
-        (folder / file).write_text(text)
+def test_a_damaged_table_is_refused(tmp_path):
+    for text, said in ((None, r"metrics\.csv is missing"), ("", "no valid table")):
+        if text is not None:
+            (tmp_path / "metrics.csv").write_text(text)
         with pytest.raises(StageError, match=said):
-            metrics.pool([folder])
+            metrics.read_csv(tmp_path, "metrics.csv")
+    metrics.write_csv(measured(simulate(["ft"])).drop(columns="lure_low"), tmp_path / "metrics.csv")
+    with pytest.raises(StageError, match=r"metrics\.csv lacks lure_low: an older version made it"):
+        metrics.read_csv(tmp_path, "metrics.csv")
 
 
 def test_means_over_seeds_have_an_interval_over_scenes_and_seeds():

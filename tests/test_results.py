@@ -79,21 +79,11 @@ def test_tables_and_figures_follow_from_small_files_in_a_minute_without_torch(tm
             assert results.is_whole(copy)
 
 
-def test_gathered_folders_are_drawn_together(tmp_path):
-    """A second seed, made up from the first."""
-    first, second = (shutil.copytree(RESULTS / "offline", tmp_path / name) for name in ("first", "second"))
-    for seed, folder in enumerate((first, second)):
-        manifest = results.read_manifest(folder)
-        manifest["params"] |= {"gather": [str(second)], "seed": seed}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        answers = metrics.read_csv(folder, "predictions.csv").query("split == 'shift'").assign(seed=seed)
-        metrics.write_csv(answers, folder / "predictions.csv")
-    results.draw(first)
-    assert "mean of seeds 0, 1" in (first / "figures" / "table1.md").read_text()
-    assert set(metrics.over_seeds(metrics.read_csv(first / "figures", "headline.csv"))["seeds"]) == {2}
-    assert results.is_whole(first)
-    (first / "metrics.csv").unlink()
-    assert not results.is_whole(first)
+def test_a_results_folder_is_whole_with_all_its_files_only(tmp_path):
+    folder = shutil.copytree(RESULTS / "offline", tmp_path / "offline")
+    assert results.is_whole(folder)
+    (folder / "metrics.csv").unlink()
+    assert not results.is_whole(folder)
 
 
 def test_a_folder_of_tables_alone_is_drawn_and_what_is_not_there_is_said(tmp_path):

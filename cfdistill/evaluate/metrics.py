@@ -1,6 +1,5 @@
 """From `predictions.csv` to metrics and comparisons; further columns are settings, never averaged across."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pandas as pd
 from cfdistill.errors import DataError, StageError
 from cfdistill.evaluate import stats
 from cfdistill.methods import METHODS, reference
-from cfdistill.params import Params
 from cfdistill.schema import Prediction
 
 ANSWER = ["train_dataset", "student", "seed", "method", "dataset", "split", "scoring", "id"]
@@ -39,8 +37,6 @@ OTHERS = "others"  # all test data sets together that were not trained on
 WORST = "worst_group"  # of `stereotype`, `reachable` and `heldout` in `id` and `shift` (Sagawa et al., 2020)
 OWN_SPLITS = ("id", "shift", "shift_reachable", "shift_heldout", WORST)  # only of the training data set
 FILES = ("metrics.csv", "comparisons.csv", "predictions.csv")
-# Parameters in which pooled folders may differ: columns tell them, or no prediction hangs on them.
-POOLED = (*ANSWER[:3], "test_datasets", "methods", "scorings")
 
 
 def predictions_table(
@@ -153,42 +149,6 @@ def read_csv(folder: Path, name: str) -> pd.DataFrame:
     if name == FILES[0] and (lacking := [column for column in METRIC_COLUMNS if column not in table]):
         raise StageError(f"{path} lacks {', '.join(lacking)}: an older version made it; make it again")
     return table
-
-
-def pool(folders: Iterable[Path]) -> pd.DataFrame:
-    """Return the predictions of folders that differ only in what columns tell (else DataError), once each."""
-    tables: list[pd.DataFrame] = []
-    known: dict[str, tuple[Any, Path]] = {}
-    for path in map(Path, folders):
-        predictions = read_csv(path, FILES[2])
-        facts = _facts(path, predictions)
-        tables.append(predictions.assign(data_seed=facts.pop("data_seed")))
-        for name, value in facts.items():
-            first, where = known.setdefault(name, (value, path))
-            if value != first:
-                raise DataError(f"{where} and {path} cannot be pooled: {name} is {first} and {value}")
-    together = pd.concat(tables).drop_duplicates(ignore_index=True)
-    keys = ["data_seed", *ANSWER]
-    for clash in each_row(together[together.duplicated(keys)]):
-        cell = ", ".join(f"{key} {getattr(clash, key)}" for key in keys)
-        raise DataError(f"two of the folders hold different answers for {cell}; gather them apart")
-    return together if together["data_seed"].nunique() > 1 else together.drop(columns="data_seed")
-
-
-def _facts(folder: Path, predictions: pd.DataFrame) -> dict[str, Any]:
-    """Return what a folder's predictions hang on and no column tells: parameters, and hashes of inputs."""
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        known = {name: value for name, value in manifest["params"].items() if name in Params.model_fields}
-        content = dict(manifest.get("content", {}))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise StageError(f"{path} does not tell what numbers are of: {error}; make them again") from error
-    params = Params.build(known, str(path))
-    of = {"student": predictions["student"].iloc[0]}
-    rest = f"for {params.train_dataset} and data_seed {params.data_seed}"
-    facts = {f"{name} {of.get(name, rest)}": value for name, value in content.items()}
-    return facts | {name: value for name, value in params.results_values().items() if name not in POOLED}
 
 
 def _with_subsets(predictions: pd.DataFrame) -> pd.DataFrame:

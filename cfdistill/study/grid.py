@@ -1,4 +1,4 @@
-"""A grid of trainings: many cells, each a training method with all its parameters, made once by Snakemake.
+"""A grid of trainings: many cells, each a training method with all its parameters, made once.
 
 A finished cell is a small folder `results/<grid>/<cell>/` with `predictions.csv` and `manifest.json`. It is
 complete for any grid that would train and test the same now, by `identity`.
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -154,7 +155,7 @@ def _stored(results_root: Path) -> Iterator[tuple[dict[str, Any], Path]]:
 
 
 def run(grid: Grid, cores: int, profile: str = "", *, dry_run: bool = False) -> None:
-    """Make the cells that are missing, as many at once as `cores` or a Snakemake profile says, then tables.
+    """Make the cells that are missing, as many at once as `cores` or a cluster's profile says, then tables.
 
     Raises StageError when cells failed; the others are kept.
     """
@@ -164,11 +165,11 @@ def run(grid: Grid, cores: int, profile: str = "", *, dry_run: bool = False) -> 
     missing = [name for name in grid.cells if name not in complete]
     counts = f"{len(grid.cells)} cells, {len(complete)} complete, {len(missing)} to make"
     sys.stdout.write("\n  ".join([f"{grid.name}: {counts}", *missing]) + "\n")
-    sys.stdout.flush()  # before Snakemake writes
+    sys.stdout.flush()  # before the jobs write
     if dry_run:
         return
     if missing:
-        _snakemake(grid, missing, cores, profile)
+        _make(grid, missing, cores, profile)
         complete = finished(grid)
     if complete:
         write_tables(grid, complete)
@@ -177,25 +178,44 @@ def run(grid: Grid, cores: int, profile: str = "", *, dry_run: bool = False) -> 
         raise StageError(f"{told}; {grid.workplace / 'logs'} tells why, the same command tries them again")
 
 
-def _snakemake(grid: Grid, missing: Sequence[str], cores: int, profile: str) -> None:
-    """Let Snakemake make cells; which of them it made shows in their folders."""
-    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    if (program := shutil.which("snakemake", path=places)) is None:
-        raise StageError("a grid needs Snakemake: pip install 'cfdistill[grid]', or pipx install snakemake")
-    workflow, plan = files.project_root() / "workflow", grid.workplace / "plan.json"
-    ready_made = workflow / "profiles" / profile
-    where = ["--profile", str(ready_made if ready_made.is_dir() else profile)] if profile else []
-    command = [program, "--snakefile", str(workflow / "Snakefile"), "--directory", str(grid.workplace)]
-    command += ["--config", f"plan={plan}", f"python={sys.executable}", *SNAKEMAKE.split()]
-    command += where or ["--cores", str(cores)]
+def _make(grid: Grid, missing: Sequence[str], cores: int, profile: str) -> None:
+    """Start the jobs of cells; which of them were made shows in their folders."""
+    plan, logs = grid.workplace / "plan.json", grid.workplace / "logs"
     jobs = {name: {"folder": str(grid.folder / name), "params": dict(grid.cells[name])} for name in missing}
     with files.held(grid.workplace / "grid.lock", f"grid {grid.name}"):
         if not _facts(grid.folder):
             grid.folder.mkdir(parents=True, exist_ok=True)
             files.write_json(grid.folder / TABLES, {"precision": grid.precision})
         files.write_json(plan, jobs)
-        shutil.rmtree(grid.workplace / "logs", ignore_errors=True)
-        subprocess.run(command, check=False)
+        shutil.rmtree(logs, ignore_errors=True)
+        logs.mkdir()
+        if profile:
+            _snakemake(plan, profile)
+            return
+        with ThreadPoolExecutor(cores) as pool:
+            list(pool.map(lambda name: _try_job(plan, name, logs / f"{name}.log"), missing))
+
+
+def _try_job(plan: Path, name: str, log: Path) -> None:
+    """Make one cell in a process of its own, on one core, in at most three attempts."""
+    command = [sys.executable, "-m", "cfdistill.cli", "job", str(plan), name]
+    where = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with log.open("a", encoding="utf-8") as told:
+        for _ in range(3):
+            if subprocess.run(command, stdout=told, stderr=told, env=where, check=False).returncode != 1:
+                return  # it is done, or was stopped
+
+
+def _snakemake(plan: Path, profile: str) -> None:
+    """Let Snakemake start a plan's jobs on a cluster."""
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    if (program := shutil.which("snakemake", path=places)) is None:
+        raise StageError("a cluster needs Snakemake: pipx install snakemake (docs/clusters.md)")
+    workflow = files.project_root() / "workflow"
+    ready_made = workflow / "profiles" / profile
+    command = [program, "--snakefile", str(workflow / "Snakefile"), "--directory", str(plan.parent)]
+    command += ["--config", f"plan={plan}", f"python={sys.executable}", *SNAKEMAKE.split()]
+    subprocess.run([*command, "--profile", str(ready_made if ready_made.is_dir() else profile)], check=False)
 
 
 def run_job(plan: Path, name: str) -> None:

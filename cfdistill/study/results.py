@@ -17,7 +17,6 @@ from cfdistill.evaluate import metrics
 from cfdistill.generate import counterfactual
 from cfdistill.params import Params, read_yaml
 from cfdistill.show import figures, stories, style, tables
-from cfdistill.student import models
 
 FIGURES = figures.WORDS["figures"]
 
@@ -49,7 +48,7 @@ def collect(params: Params) -> Path:
     small = {**_stories(params), "funnel": funnel, "cost": cost}
     source, origin = pipeline.find("metrics", params).path, _origin(params, stages)
     known = read_manifest(target) if is_whole(target) else {}
-    same = known and all(known[name] == origin[name] for name in ("params", "content"))
+    same = known and known["params"] == origin["params"] and known["stages"].keys() == origin["stages"].keys()
     if same and (target / metrics.FILES[2]).read_bytes() == (source / metrics.FILES[2]).read_bytes():
         small["cost"], origin = metrics.read_csv(target / "figures", "cost.csv"), known  # of the first run
     with files.writing(target):
@@ -91,12 +90,8 @@ def finish(results: Path) -> dict[str, Any]:
 
 
 def numbers(results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return metrics and comparisons of a results folder, together with those in its `gather`."""
-    params = read_manifest(results)["params"] if (results / "manifest.json").is_file() else {}
-    if not params.get("gather"):
-        return metrics.read_csv(results, metrics.FILES[0]), metrics.read_csv(results, metrics.FILES[1])
-    pooled = metrics.pool([results, *map(files.resolve, params["gather"])])
-    return metrics.metrics_table(pooled), metrics.comparisons_table(pooled)
+    """Return metrics and comparisons of a results folder."""
+    return metrics.read_csv(results, metrics.FILES[0]), metrics.read_csv(results, metrics.FILES[1])
 
 
 def behind_figures(results: Path, measured: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -229,23 +224,9 @@ def _origin(params: Params, stages: list[store.Stage]) -> dict[str, Any]:
     return {
         "status": "complete",
         "params": {**params.model_dump(), "precision": training.key["precision"]},
-        "content": content(params, stages),
         "git": files.git_state(),
         "versions": files.versions(),
         "machine": {"processor": platform.machine(), "cores": files.cores(), "threads": threads},
         "stages": stamps,
         "seconds": round(sum(stamp["seconds"] for stamp in stamps.values()), 1),
     }
-
-
-def content(params: Params, stages: list[store.Stage]) -> dict[str, str]:
-    """Return a short hash of each thing that numbers come from, by which pooled studies are compared."""
-    read: dict[str, Any] = {"student": models.fingerprint(params)}
-    for stage in stages:
-        if stage.name in ("data", "counterfactuals", "rationales"):
-            label = f"questions of {stage.key['dataset']}" if stage.name == "data" else stage.name
-            asked = dict(stage.reads("*.jsonl").files)
-            for split in ("more", "siblings"):  # of some methods, which may differ
-                asked.pop(f"questions.{split}.jsonl", None)
-            read.setdefault(label, asked)
-    return {name: store.key_hash({"": value})[:8] for name, value in read.items()}

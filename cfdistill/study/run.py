@@ -65,8 +65,6 @@ def command(
         told.append(
             f"Tables and figures: {folder}\n\n{(folder / 'figures' / 'table1.md').read_text('utf-8')}"
         )
-        if overrides:
-            told.append(f"Drawn with others: cfdistill run {profile} --only 07 -p gather '{folder}'")
     return "\n".join(told)
 
 
@@ -130,7 +128,8 @@ def _left(names: Sequence[str], params: Params) -> str:
     if not results.is_whole(folder := results.folder(params)):
         return ""
     made = results.read_manifest(folder)["stages"].items()
-    taken = sum(s["seconds"] for p, s in made if pipeline.STAGES[p.split("/")[0]].notebook in names)
+    ours = [stage for stage, step in pipeline.STAGES.items() if step.notebook in names]
+    taken = sum(s["seconds"] for place, s in made if place.split("/")[0] in ours)
     return f"(this and the rest took {taken / 60:.0f} minutes the last time)"
 
 
