@@ -25,7 +25,10 @@ UNSAFE_CALLS = {
 }
 # by SafeLoaders: one refuses a key that stands there twice, the other one is written in C
 KNOWN = {f"cfdistill/{name}.py": {"yaml.load"} for name in ("params", "methods", "show/figures")}
-KNOWN["cfdistill/cli.py"] = {"yaml.load", "importlib.import_module"}  # what commands.yaml of the package names
+KNOWN["cfdistill/cli.py"] = {
+    "yaml.load",
+    "importlib.import_module",
+}  # what commands.yaml of the package names
 UNSAFE_ARGUMENTS = {"trust_remote_code", "allow_pickle", "shell", "weights_only"}
 
 
