@@ -76,7 +76,8 @@ def test_a_word_edited_in_place_changes_what_reads_it(small_params, tmp_path, fi
 
 def test_an_edited_prompt_or_scene_bank_remakes_what_it_reaches(small_params, tmp_path, monkeypatch):
     before, load = keys(small_params), prompts.load
-    stages = {"mask": "counterfactuals []", "reason": "counterfactuals []", "negative": "rationales []"}
+    stages = dict.fromkeys(["mask", "fill", "reason"], "counterfactuals []")
+    stages |= dict.fromkeys(["positive", "negative"], "rationales []")
     for task, stage in stages.items():
         (role, text), *rest = load(task)
         edited = {task: ((role, f"{text} "), *rest)}
