@@ -3,14 +3,27 @@
 import os
 import sys
 import time
+from contextlib import suppress
 
 PAUSE = "CFDISTILL_PROGRESS_PAUSE"  # the environment's variable for the fewest seconds between two lines
 
 
+class StandardError:
+    """Standard error, as long as somebody reads it: a study goes on when its terminal is gone."""
+
+    def write(self, text: str) -> None:
+        """Write a text at once."""
+        with suppress(BrokenPipeError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+    def flush(self) -> None:
+        """Do nothing: all is written."""
+
+
 def tell(line: str) -> None:
     """Write a line of progress, at once."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    StandardError().write(f"{line}\n")
 
 
 class Progress:

@@ -18,7 +18,7 @@ from traitlets.config import Config
 from cfdistill import files, pipeline, store, teacher
 from cfdistill.errors import CfdistillError, ParamsError, StageError, Terminated
 from cfdistill.params import TESTBED, Params
-from cfdistill.progress import PAUSE, tell
+from cfdistill.progress import PAUSE, StandardError, tell
 from cfdistill.student import models
 from cfdistill.study import results
 
@@ -172,9 +172,10 @@ def _execute(name: str, params: Params) -> None:
             parameters={key: value for key, value in params if value != getattr(Params(), key)},
             kernel_name="python3",
             progress_bar=False,
-            stderr_file=sys.stderr,  # of kernels: their progress
-            # The kernel warns of its transport, and when it is stopped, of a socket it has just closed.
-            extra_arguments=["--log-level=CRITICAL"],
+            stderr_file=StandardError(),  # of kernels: their progress
+            # The kernel warns of its transport, and when it is stopped, of a socket it has just closed; and
+            # IPython's own kind of traceback fails where an interrupt has no line.
+            extra_arguments=["--log-level=CRITICAL", "--InteractiveShell.xmode=Plain"],
             config=_patience(name, params),
         )
     except RuntimeError as error:  # what a cell raises arrives as the next kind; this is the kernel's end
