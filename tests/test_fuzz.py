@@ -81,7 +81,7 @@ def read_or_refuse(read, file, *arguments):
     try:
         return read(file, *arguments)
     except CfdistillError as error:
-        if not re.match(f"{re.escape(str(file))}(, line 1)?: ", str(error)):
+        if not re.match(f"{re.escape(str(file))}(, line \\d+)?: ", str(error)):
             raise
         return []
 
